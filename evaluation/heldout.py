@@ -1,0 +1,49 @@
+"""Makes the fixed list of held-out objects that `evaluation.evaluate` scores, from renders.
+
+    python -m training.render --names evaluation/toys.txt --output data/heldout
+    python -m evaluation.heldout --renders data/heldout --train_data data/train
+
+For each object `evaluation/toys/NAME/` gets `input.webp`, `views.webp` (the true tile), both RGBA, and `nearest.webp`
+(the tile of the training sample whose input looks most alike); `evaluation/toys/mean.webp` is the mean training tile.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from training.data import AZIMUTHS, load_objects, on_grey, select_views, to_tile
+
+FOLDER = Path(__file__).parent / "toys"
+
+
+def main(argv: list[str] | None = None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Make the held-out list from renders.")
+    parser.add_argument("--renders", type=Path, required=True, help="shards of the held-out objects")
+    parser.add_argument("--train_data", type=Path, required=True, help="shards that the checkpoint is trained on")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="default: %(default)s")
+    options = parser.parse_args(argv)
+
+    train = load_objects(options.train_data)
+    variants = [(item, k, mirror) for item in train for k in range(AZIMUTHS) for mirror in (False, True)]
+    inputs = np.stack([on_grey(select_views(*variant)[0]) for variant in variants]).astype(np.float32)
+    options.output.mkdir(parents=True, exist_ok=True)
+    mean = np.mean(
+        [on_grey(to_tile(select_views(*variant)[1])).astype(np.float32) for variant in variants[::5]], axis=0
+    )
+    Image.fromarray(np.round(mean).astype(np.uint8)).save(options.output / "mean.webp", lossless=True)
+    for item in load_objects(options.renders):
+        folder = options.output / item["name"]
+        folder.mkdir(exist_ok=True)
+        image, views = select_views(item, 0, False)
+        Image.fromarray(image).save(folder / "input.webp", lossless=True)
+        Image.fromarray(to_tile(views)).save(folder / "views.webp", lossless=True)
+        nearest = np.argmin([np.mean((on_grey(image) - other) ** 2) for other in inputs])
+        tile = on_grey(to_tile(select_views(*variants[nearest])[1]))
+        Image.fromarray(tile).save(folder / "nearest.webp", quality=90)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Small real components that all tests share. Everything is seeded and offline."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from training.mini import build_pipeline
+
+TILE = {"height": 48, "width": 32}
+
+
+def build_vae():
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.18215,
+    ).eval()
+
+
+@pytest.fixture
+def pipe():
+    """A pipeline of real classes at toy size: tiles of 48 x 32 pixels."""
+    torch.manual_seed(0)
+    pipe = build_pipeline(build_vae(), channels=(32, 64))
+    pipe.feature_extractor_vae.size = {"shortest_edge": 32}
+    pipe.feature_extractor_vae.crop_size = {"height": 32, "width": 32}
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def noise_picture(seed=0, size=(40, 40)):
+    """A random RGB picture, width by height."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels)
+
+
+@pytest.fixture
+def picture():
+    return noise_picture()
+
+
+@pytest.fixture
+def run():
+    """Calls a pipeline with two steps and a seed, and returns latents unless told otherwise."""
+
+    def call(pipe, image, seed=0, **options):
+        options = {**TILE, "num_inference_steps": 2, "output_type": "latent", "generator": seeded(seed), **options}
+        return pipe(image, **options).images
+
+    return call
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def assert_same(ours, expected):
+    """Equal up to rounding: kernels may depend on the alignment of memory."""
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def assert_differ(first, second):
+    """Different by more than rounding."""
+    assert (first - second).abs().max() > 1e-2

@@ -1,0 +1,186 @@
+"""Together with the rest of diffusers: saving, offloading, LoRA, compiling, processors, precision."""
+
+import copy
+from pathlib import Path
+
+import accelerate
+import pytest
+import torch
+from conftest import assert_differ, assert_same, noise_picture
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.hooks import apply_group_offloading
+from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+
+from pipeline import ReferenceCache, Zero123PlusPipeline, install_reference_attention
+
+
+def test_save_and_reload_after_a_call(pipe, picture, run, tmp_path):
+    before = run(pipe, picture)
+    pipe.save_pretrained(tmp_path)
+    assert (tmp_path / "pipeline.py").read_bytes() == Path("pipeline.py").read_bytes()
+    again = Zero123PlusPipeline.from_pretrained(tmp_path)
+    assert set(again.components) == set(pipe.components)
+    assert_same(before, run(again, picture))
+
+
+def test_optional_controlnet_is_saved_and_loaded(pipe, tmp_path):
+    pipe.add_controlnet()
+    pipe.save_pretrained(tmp_path)
+    assert isinstance(Zero123PlusPipeline.from_pretrained(tmp_path).controlnet, ControlNetModel)
+
+
+def test_safety_checker_must_be_none(pipe):
+    with pytest.raises(ValueError, match="`safety_checker`"):
+        Zero123PlusPipeline(**{**pipe.components, "safety_checker": object()})
+
+
+@pytest.mark.parametrize("how", ["model", "sequential", "leaf", "block"])
+def test_offloading_changes_nothing(pipe, picture, run, how):
+    before = run(pipe, picture)
+    cpu = torch.device("cpu")
+    if how == "model":
+        pipe.enable_model_cpu_offload(device="cpu")
+    elif how == "sequential":
+        accelerate.cpu_offload(pipe.unet, execution_device=cpu)
+    elif how == "leaf":
+        apply_group_offloading(pipe.unet, onload_device=cpu, offload_type="leaf_level")
+    else:
+        apply_group_offloading(pipe.unet, onload_device=cpu, offload_type="block_level", num_blocks_per_group=1)
+    assert_same(run(pipe, picture), before)
+
+
+def test_attention_backend_is_honoured(pipe, picture, run):
+    before = run(pipe, picture)
+    pipe.unet.set_attention_backend("_native_math")
+    processors = pipe.unet.attn_processors.values()
+    assert {processor._attention_backend.value for processor in processors} == {"_native_math"}
+    assert_same(run(pipe, picture), before)
+
+
+def test_stock_processors_are_replaced(pipe, picture, run):
+    before = run(pipe, picture)
+    pipe.unet.set_attn_processor(AttnProcessor2_0())
+    assert_same(before, run(pipe, picture))
+    pipe.unet = UNet2DConditionModel.from_config(pipe.unet.config)
+    assert_differ(run(pipe, noise_picture(0)), run(pipe, noise_picture(1)))
+
+
+def test_processors_that_lose_the_reference_are_refused(pipe, picture, run):
+    before = run(pipe, picture)
+    pipe.unet.fuse_qkv_projections()
+    with pytest.raises(ValueError, match="FusedAttnProcessor2_0.*unfuse_qkv_projections"):
+        run(pipe, picture)
+    pipe.unet.unfuse_qkv_projections()
+    assert_same(before, run(pipe, picture))
+    pipe.enable_attention_slicing(1)
+    with pytest.raises(ValueError, match="SlicedAttnProcessor"):
+        run(pipe, picture)
+
+
+def test_own_processor_that_takes_the_reference_is_kept(pipe, picture, run):
+    class Own:
+        calls = 0
+
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __call__(self, attn, states, encoder_hidden_states=None, reference=None, reference_mode=None, **kwargs):
+            Own.calls += 1
+            kwargs |= {"reference": reference, "reference_mode": reference_mode}
+            return self.inner(attn, states, encoder_hidden_states, **kwargs)
+
+    before = run(pipe, picture)
+    pipe.unet.set_attn_processor({name: Own(inner) for name, inner in pipe.unet.attn_processors.items()})
+    assert_same(before, run(pipe, picture))
+    assert Own.calls
+
+
+def test_reading_what_was_not_written_is_an_error(pipe):
+    sample, states = torch.randn(1, 4, 6, 4), torch.randn(1, 16, 128)
+    for mode, words in (("read", "reference_mode='write' first"), ("keep", "`reference_mode` is 'keep'")):
+        with pytest.raises((RuntimeError, ValueError), match=words):
+            pipe.unet(
+                sample, 7, states, cross_attention_kwargs={"reference": ReferenceCache(), "reference_mode": mode}
+            )
+
+
+def test_vae_slicing_and_tiling(pipe, run):
+    pictures = [noise_picture(0), noise_picture(1)]
+    before = run(pipe, pictures, output_type="pt")
+    pipe.vae.enable_slicing()
+    assert_same(run(pipe, pictures, output_type="pt"), before)
+    pipe.vae.enable_tiling()
+    assert run(pipe, pictures, output_type="pt").shape == before.shape
+
+
+def test_lora(pipe, picture, run, tmp_path):
+    before = run(pipe, picture)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False))
+    with_lora = run(pipe, picture)
+    assert_differ(before, with_lora)
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
+    pipe.save_lora_weights(tmp_path, unet_lora_layers=layers)
+    pipe.unload_lora_weights()
+    assert_same(before, run(pipe, picture))
+    pipe.load_lora_weights(tmp_path)
+    assert_same(run(pipe, picture), with_lora)
+    assert_same(run(pipe, picture, cross_attention_kwargs={"scale": 0.0}), before)
+    pipe.fuse_lora()
+    torch.testing.assert_close(run(pipe, picture), with_lora, rtol=1e-3, atol=1e-3)
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(run(pipe, picture), before, rtol=1e-3, atol=1e-3)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(pipe):
+    reference, tile, states = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 6, 4), torch.randn(2, 16, 128)
+
+    def gradients(unet):
+        cache = ReferenceCache()
+        unet(reference, 7, states, cross_attention_kwargs={"reference": cache, "reference_mode": "write"})
+        out = unet(tile, 7, states, cross_attention_kwargs={"reference": cache, "reference_mode": "read"}).sample
+        out.square().mean().backward()
+        return {name: parameter.grad for name, parameter in unet.named_parameters()}
+
+    plain, checkpointed = pipe.unet.train(), copy.deepcopy(pipe.unet)
+    checkpointed.enable_gradient_checkpointing()
+    expected, ours = gradients(plain), gradients(checkpointed)
+    assert expected["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k.weight"].abs().sum() > 0
+    for name in expected:
+        torch.testing.assert_close(ours[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_bfloat16(pipe, picture, run):
+    result = run(pipe.to(torch.bfloat16), picture)
+    assert result.dtype == torch.bfloat16 and result.isfinite().all()
+
+
+def test_compile_makes_one_graph_for_writing_and_one_for_reading(pipe, run):
+    torch._dynamo.reset()
+    before = run(pipe, noise_picture(0), num_inference_steps=3)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    pipe.unet = torch.compile(pipe.unet, fullgraph=True, backend=backend)
+    assert_same(run(pipe, noise_picture(0), num_inference_steps=3), before)
+    run(pipe, noise_picture(1), seed=1)
+    assert len(graphs) == 2
+
+
+def test_install_says_nothing_of_cross_attention(pipe):
+    """A processor of the user's on cross-attention, which needs no reference, is left alone."""
+    processors = pipe.unet.attn_processors
+
+    class Other(AttnProcessor2_0):
+        pass
+
+    own = {name: Other() if "attn2" in name else processor for name, processor in processors.items()}
+    pipe.unet.set_attn_processor(own)
+    install_reference_attention(pipe.unet)
+    assert all(type(processor) is Other for name, processor in pipe.unet.attn_processors.items() if "attn2" in name)

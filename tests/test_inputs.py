@@ -1,0 +1,159 @@
+"""Every kind of picture that is accepted, and the errors for what is not."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import noise_picture
+
+from pipeline import load_pictures, pad_to_square
+
+RGB = noise_picture(0, (6, 6))
+ARRAY = np.asarray(RGB)
+
+
+def same(pictures, expected):
+    assert len(pictures) == len(expected)
+    for ours, right in zip(pictures, expected):
+        assert ours.mode == "RGB"
+        np.testing.assert_allclose(np.asarray(ours).astype(int), np.asarray(right).astype(int), atol=1)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        RGB,
+        ARRAY,
+        ARRAY / 255,
+        torch.from_numpy(ARRAY).permute(2, 0, 1) / 255,
+        (torch.from_numpy(ARRAY).permute(2, 0, 1) / 255).half(),
+        np.dstack([ARRAY, np.full((6, 6), 255, np.uint8)]),
+        RGB.convert("RGBA"),
+    ],
+    ids=["pil", "uint8", "float", "torch", "half", "rgba-array", "rgba"],
+)
+def test_the_same_picture_in_every_form(image):
+    same(load_pictures(image, "image"), [RGB])
+    same(load_pictures([image, RGB], "image"), [RGB, RGB])
+
+
+def test_batches():
+    same(load_pictures(np.stack([ARRAY, ARRAY]), "image"), [RGB, RGB])
+    same(load_pictures(torch.from_numpy(np.stack([ARRAY, ARRAY])).permute(0, 3, 1, 2) / 255, "image"), [RGB, RGB])
+
+
+def test_modes():
+    grey = RGB.convert("L")
+    same(load_pictures(grey, "image"), [grey.convert("RGB")])
+    same(load_pictures(grey.convert("LA"), "image"), [grey.convert("RGB")])
+    same(load_pictures(PIL.Image.fromarray(np.asarray(grey).astype(np.uint16) * 257), "image"), [grey.convert("RGB")])
+    same(load_pictures(PIL.Image.fromarray(np.asarray(grey).astype(np.int32) * 257), "image"), [grey.convert("RGB")])
+    same(load_pictures(PIL.Image.fromarray(np.asarray(grey).astype(np.float32) / 255), "image"), [grey.convert("RGB")])
+    cmyk = RGB.convert("CMYK")
+    same(load_pictures(cmyk, "image"), [cmyk.convert("RGB")])
+
+
+def test_transparency_goes_on_grey():
+    rgba = RGB.copy()
+    rgba.putalpha(0)
+    grey = PIL.Image.new("RGB", (6, 6), (127, 127, 127))
+    same(load_pictures(rgba, "image"), [grey])
+    palette = PIL.Image.new("P", (6, 6), 3)
+    palette.info["transparency"] = 3
+    same(load_pictures(palette, "image"), [grey])
+
+
+def test_exif_orientation_is_honoured():
+    wide, buffer = noise_picture(0, (8, 4)), io.BytesIO()
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    wide.save(buffer, "PNG", exif=exif)
+    same(load_pictures(PIL.Image.open(buffer), "image"), [wide.rotate(-90, expand=True)])
+
+
+def test_padding_keeps_the_whole_object():
+    padded = pad_to_square(noise_picture(0, (8, 4)))
+    assert padded.size == (8, 8)
+    assert np.array_equal(np.asarray(padded)[2:6], np.asarray(noise_picture(0, (8, 4))))
+    assert (np.asarray(padded)[:2] == 127).all()
+
+
+def broken_file():
+    buffer = io.BytesIO()
+    noise_picture(0, (64, 64)).save(buffer, "PNG")
+    return PIL.Image.open(io.BytesIO(buffer.getvalue()[:2000]))
+
+
+@pytest.mark.parametrize(
+    "image, error, words",
+    [
+        (None, TypeError, "`image` is a NoneType"),
+        ("cat.png", TypeError, "`image` is a str"),
+        ([], ValueError, "`image` is an empty list"),
+        (PIL.Image.new("RGB", (0, 5)), ValueError, "no pixels"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, "without pixels"),
+        (np.zeros((0, 4, 4, 3), np.uint8), ValueError, "batch of no pictures"),
+        (np.zeros((4, 4, 2), np.uint8), ValueError, r"shape \(4, 4, 2\)"),
+        (np.zeros((4, 4, 3), np.int64), ValueError, "array of int64"),
+        (np.full((4, 4, 3), 1.5), ValueError, "from 1.5 to 1.5"),
+        (np.full((4, 4, 3), np.nan), ValueError, "NaN"),
+        (torch.full((3, 4, 4), -1.0), ValueError, "from -1 to -1"),
+        (torch.zeros(5, 4, 4), ValueError, r"shape \(5, 4, 4\)"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), ValueError, "divide by 255"),
+        (broken_file(), ValueError, "cannot be read"),
+        (PIL.Image.fromarray(np.full((4, 4), 3.0, np.float32)), ValueError, "mode 'F'"),
+    ],
+)
+def test_bad_pictures(image, error, words):
+    with pytest.raises(error, match=words):
+        load_pictures(image, "image")
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"height": 100}, "`height` is 100.* 96 and 144"),
+        ({"width": 8}, "`width` is 8.* 16 and 32"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` is 0"),
+        ({"num_images_per_prompt": 0}, "`num_images_per_prompt` is 0"),
+        ({"output_type": "jpg"}, "`output_type` is 'jpg'"),
+        ({"prompt": ["a", "b"]}, "`prompt` has 2 entries for 1"),
+        ({"negative_prompt": ["a", "b"]}, "`negative_prompt` has 2 entries for 1"),
+        ({"prompt_embeds": torch.zeros(1, 4, 128)}, r"`prompt_embeds` has shape \(1, 4, 128\)"),
+        ({"prompt": "a", "prompt_embeds": torch.zeros(1, 16, 128)}, "Both `prompt`"),
+        ({"negative_prompt": "", "negative_prompt_embeds": torch.zeros(1, 16, 128)}, "Both `negative_prompt`"),
+        ({"generator": [torch.Generator()] * 2}, "`generator` has 2 entries for 1"),
+        ({"latents": torch.zeros(1, 4, 4, 4)}, r"`latents` has shape \(1, 4, 4, 4\)"),
+        ({"control_image": RGB}, "`control_image` but no ControlNet"),
+        ({"control_image": RGB, "depth_image": RGB}, "Both `control_image`"),
+        ({"control_guidance_start": 1.0}, "`control_guidance_start`"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "names \\['noise'\\]"),
+    ],
+)
+def test_bad_arguments(pipe, picture, run, options, words):
+    with pytest.raises(ValueError, match=words):
+        run(pipe, picture, **options)
+
+
+def test_wrong_types_and_unknown_keywords(pipe, picture, run):
+    with pytest.raises(TypeError, match="`prompt` is a int"):
+        run(pipe, picture, prompt=3)
+    with pytest.raises(TypeError, match="colour"):
+        run(pipe, picture, colour="red")
+
+
+def test_control_tiles_that_do_not_fit(pipe, picture, run):
+    pipe.add_controlnet()
+    with pytest.raises(ValueError, match="a ControlNet but no `control_image`"):
+        run(pipe, picture)
+    with pytest.raises(ValueError, match="has 2 tiles for 1"):
+        run(pipe, picture, control_image=[noise_picture(0, (32, 48))] * 2)
+
+
+def test_bad_configurations(pipe):
+    with pytest.raises(ValueError, match="`ramping_coefficients` has 3 values"):
+        type(pipe)(**pipe.components, ramping_coefficients=[0, 1, 2])
+    with pytest.raises(ValueError, match="`view_azimuths` has 1 values"):
+        type(pipe)(**pipe.components, view_azimuths=[0])

@@ -1,0 +1,292 @@
+"""What a call computes: against a plain reference, and in every way it can be asked."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import TILE, assert_differ, assert_same, noise_picture, seeded
+from diffusers import (
+    ControlNetModel,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.models.attention_processor import AttnProcessor2_0
+
+import pipeline
+
+
+class HiddenStateReference:
+    """The published way: keeps hidden states and projects them again together with the tile's. Slow, plain, and
+    independent."""
+
+    def __init__(self, kept):
+        self.kept, self.plain, self.mode = kept, AttnProcessor2_0(), "off"
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        if encoder_hidden_states is None:
+            encoder_hidden_states = hidden_states
+            if self.mode == "write":
+                self.kept[id(self)] = hidden_states
+            elif self.mode == "read":
+                encoder_hidden_states = torch.cat([hidden_states, self.kept[id(self)]], dim=1)
+        return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+
+@torch.no_grad()
+def plain_inference(pipe, image, prompt, steps, guidance_scale, generator):
+    """Zero123++ for one picture, written down once more with nothing shared and nothing saved."""
+    kept = {}
+    unet, scheduler = pipe.unet, pipe.scheduler
+    unet.set_attn_processor({name: HiddenStateReference(kept) for name in unet.attn_processors})
+
+    def call(mode, *args):
+        for processor in unet.attn_processors.values():
+            processor.mode = mode
+        return unet(*args).sample
+
+    def encode(text):
+        ids = pipe.tokenizer(
+            [text], padding="max_length", max_length=16, truncation=True, return_tensors="pt"
+        ).input_ids
+        return pipe.text_encoder(ids)[0]
+
+    clip = pipe.vision_encoder(pipe.feature_extractor_clip(image, return_tensors="pt").pixel_values).image_embeds
+    ramp = torch.arange(1, 17)[:, None] / 16
+    states = torch.cat([encode(""), encode(prompt) + ramp * clip])
+
+    pixels = pipe.feature_extractor_vae(image, return_tensors="pt").pixel_values
+    negative_generator = seeded(0)
+    positive = pipe.vae.encode(pixels).latent_dist.sample(generator)
+    negative = pipe.vae.encode(torch.zeros_like(pixels)).latent_dist.sample(negative_generator)
+    reference = torch.cat([negative, positive])
+
+    scheduler.set_timesteps(steps)
+    latents = torch.randn((1, 4, 6, 4), generator=generator) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        noise = torch.randn(positive.shape, generator=generator)
+        noise = torch.cat([torch.randn(positive.shape, generator=negative_generator), noise])
+        call("write", scheduler.scale_model_input(scheduler.add_noise(reference, noise, t.reshape(1)), t), t, states)
+        prediction = call("read", scheduler.scale_model_input(torch.cat([latents] * 2), t), t, states)
+        prediction = prediction[:1] + guidance_scale * (prediction[1:] - prediction[:1])
+        latents = scheduler.step(prediction, t, latents, generator=generator).prev_sample
+    return latents / 0.75 + 0.22
+
+
+def test_equals_plain_reference(pipe, picture, run):
+    ours = run(pipe, picture, prompt="a mug", num_inference_steps=3, guidance_scale=3.0)
+    plain = plain_inference(pipe, picture, "a mug", 3, 3.0, seeded(0))
+    assert_same(ours, plain)
+
+
+def test_reference_matters(pipe, run):
+    """Without the mixer, only reference attention can tell two pictures apart."""
+    pipe.register_to_config(ramping_coefficients=[0.0] * 16)
+    assert_differ(run(pipe, noise_picture(0)), run(pipe, noise_picture(1)))
+
+
+def test_ramp_matters(pipe, picture, run):
+    before = run(pipe, picture)
+    pipe.register_to_config(ramping_coefficients=[2.0] * 16)
+    assert_differ(before, run(pipe, picture))
+
+
+def test_processor_without_reference_is_stock_attention(pipe):
+    sample, states = torch.randn(2, 4, 6, 4), torch.randn(2, 16, 128)
+    ours = pipe.unet(sample, 7, states).sample
+    pipe.unet.set_attn_processor(AttnProcessor2_0())
+    assert_same(ours, pipe.unet(sample, 7, states).sample)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_list_of_generators_equals_alone(pipe, run, scale):
+    pictures = [noise_picture(i, (30 + 4 * i, 40)) for i in range(3)]
+    together = run(pipe, pictures, generator=[seeded(i) for i in range(3)], guidance_scale=scale)
+    alone = torch.cat([run(pipe, picture, seed=i, guidance_scale=scale) for i, picture in enumerate(pictures)])
+    assert_same(together, alone)
+
+
+def test_prompt_each_and_images_per_prompt(pipe, run):
+    pictures, prompts, negatives = [noise_picture(0), noise_picture(1)], ["a", "b"], ["c", "d"]
+    together = run(
+        pipe,
+        pictures,
+        prompt=prompts,
+        negative_prompt=negatives,
+        num_images_per_prompt=2,
+        generator=[seeded(i) for i in range(4)],
+    )
+    alone = [
+        run(pipe, pictures[i // 2], seed=i, prompt=prompts[i // 2], negative_prompt=negatives[i // 2])
+        for i in range(4)
+    ]
+    assert_same(together, torch.cat(alone))
+
+
+def test_prompt_embeds_stand_for_the_prompt(pipe, picture, run):
+    embeds = pipe.encode_prompt(["a mug"], pipe.device).detach()
+    negative = pipe.encode_prompt(["bad"], pipe.device).detach()
+    ours = run(pipe, picture, prompt_embeds=embeds, negative_prompt_embeds=negative)
+    assert_same(ours, run(pipe, picture, prompt="a mug", negative_prompt="bad"))
+
+
+def test_seed_decides_everything(pipe, picture, run):
+    torch.manual_seed(1)
+    first = run(pipe, picture)
+    torch.manual_seed(2)
+    assert_same(first, run(pipe, picture))
+    assert_differ(first, run(pipe, picture, seed=1))
+
+
+def test_latents_are_the_initial_noise(pipe, picture, run):
+    noise = torch.randn(1, 4, 6, 4, generator=seeded(5))
+    assert_same(run(pipe, picture, latents=noise), run(pipe, picture, latents=noise.clone()))
+    assert_differ(run(pipe, picture, latents=noise), run(pipe, picture, latents=2 * noise))
+
+
+def test_threads_share_a_pipeline(pipe, run):
+    expected = [run(pipe, noise_picture(i), seed=i, num_inference_steps=3 + i) for i in range(2)]
+    results = [None, None]
+
+    def work(i):
+        results[i] = run(pipe, noise_picture(i), seed=i, num_inference_steps=3 + i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert_same(torch.cat(results), torch.cat(expected))
+
+
+def test_output_types_agree(pipe, picture):
+    def call(output_type):
+        return pipe(picture, **TILE, num_inference_steps=1, generator=seeded(), output_type=output_type)
+
+    latent, pt, array, pil = (call(kind) for kind in ("latent", "pt", "np", "pil"))
+    assert latent.views is None
+    assert pt.images.shape == (1, 3, 48, 32) and pt.views.shape == (1, 6, 3, 16, 16)
+    assert array.images.shape == (1, 48, 32, 3) and array.views.shape == (1, 6, 16, 16, 3)
+    assert pil.images[0].size == (32, 48) and pil.views[0][0].size == (16, 16)
+    decoded = pipe.vae.decode(latent.images / pipe.vae.config.scaling_factor).sample
+    tile = (pipeline.unscale_image(decoded) / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(pt.images, tile, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(array.images[0], np.asarray(pil.images[0]) / 255, atol=0.003)
+    for view, (row, column) in enumerate((r, c) for r in range(3) for c in range(2)):
+        part = np.s_[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
+        assert np.array_equal(array.views[0, view], array.images[0][part])
+        assert np.array_equal(pt.views[0, view], pt.images[0][(slice(None), *part)])
+        assert np.array_equal(np.asarray(pil.views[0][view]), np.asarray(pil.images[0])[part])
+
+
+def test_return_dict_false_gives_the_tiles_first(pipe, picture):
+    tiles, views = pipe(picture, **TILE, num_inference_steps=1, return_dict=False)
+    assert tiles[0].size == (32, 48) and len(views[0]) == 6
+
+
+def test_callback_replaces_tensors_and_sees_every_step(pipe, picture, run):
+    steps = []
+
+    def callback(pipe, step, timestep, tensors):
+        steps.append(step)
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    latents = run(pipe, picture, callback_on_step_end=callback)
+    assert steps == [0, 1]
+    torch.testing.assert_close(latents, torch.full_like(latents, 0.22))
+
+
+def test_interrupt_stops_denoising(pipe, picture, run):
+    steps = []
+
+    def callback(pipe, step, timestep, tensors):
+        steps.append(step)
+        pipe._interrupt = True
+        return {}
+
+    run(pipe, picture, num_inference_steps=4, callback_on_step_end=callback)
+    assert steps == [0]
+    run(
+        pipe, picture, num_inference_steps=2, callback_on_step_end=lambda p, step, t, tensors: steps.append(step) or {}
+    )
+    assert steps == [0, 0, 1]
+
+
+def test_not_finite_is_an_error(pipe, picture, run):
+    def callback(pipe, step, timestep, tensors):
+        return {"latents": tensors["latents"] * float("nan")}
+
+    with pytest.raises(ValueError, match="not finite: torch.float32"):
+        run(pipe, picture, callback_on_step_end=callback)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [EulerDiscreteScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, DDPMScheduler],
+)
+def test_other_schedulers(pipe, picture, run, scheduler):
+    before = run(pipe, picture)
+    first, pipe.scheduler = pipe.scheduler, scheduler.from_config(pipe.scheduler.config)
+    result = run(pipe, picture, num_inference_steps=4)
+    assert result.isfinite().all() and result.std() < 100
+    assert_same(result, run(pipe, picture, num_inference_steps=4))
+    pipe.scheduler = first
+    assert_same(before, run(pipe, picture))
+
+
+def test_warns_once_a_call_without_trailing(pipe, picture, run, monkeypatch):
+    said = []
+    monkeypatch.setattr(pipeline.logger, "warning", said.append)
+    run(pipe, picture)
+    assert not said
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="linspace")
+    run(pipe, picture)
+    assert len(said) == 1 and "trailing" in said[0]
+
+
+def test_guidance_rescale(pipe, picture, run):
+    assert_differ(run(pipe, picture), run(pipe, picture, guidance_rescale=0.7))
+
+
+class TestControlNet:
+    @pytest.fixture
+    def controlled(self, pipe):
+        torch.manual_seed(1)
+        controlnet = ControlNetModel.from_unet(pipe.unet)
+        for block in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
+            torch.nn.init.normal_(block.weight, std=0.1)  # they start at zero
+        pipe.add_controlnet(controlnet, conditioning_scale=0.75)
+        return pipe
+
+    def test_scale_and_interval(self, controlled, picture, run):
+        tile = noise_picture(9, (32, 48))
+        full = run(controlled, picture, control_image=tile)
+        assert_same(full, run(controlled, picture, depth_image=tile, controlnet_conditioning_scale=0.75))
+        assert_differ(full, run(controlled, picture, control_image=tile, control_guidance_end=0.5))
+        off = run(controlled, picture, control_image=tile, controlnet_conditioning_scale=0.0)
+        controlled.controlnet = None
+        assert_same(off, run(controlled, picture))
+
+    def test_adding_twice_replaces(self, controlled):
+        second = ControlNetModel.from_unet(controlled.unet)
+        assert controlled.add_controlnet(second) is controlled.controlnet is second
+
+    def test_one_tile_for_all_or_one_each(self, controlled, run):
+        pictures, tiles = (
+            [noise_picture(0), noise_picture(1)],
+            [noise_picture(2, (32, 48)), noise_picture(3, (32, 48))],
+        )
+        for given in ([tiles[0]], tiles):
+            both = run(controlled, pictures, control_image=given, generator=[seeded(0), seeded(1)])
+            for i in range(2):
+                alone = run(controlled, pictures[i], seed=i, control_image=given[i % len(given)])
+                assert_same(both[i : i + 1], alone)
+
+    def test_other_size_of_the_same_ratio(self, controlled, picture, run):
+        tile = noise_picture(9, (32, 48))
+        assert run(controlled, picture, control_image=tile.resize((64, 96))).isfinite().all()
+        with pytest.raises(ValueError, match="`control_image` is 32 x 40"):
+            run(controlled, picture, control_image=noise_picture(9, (32, 40)))

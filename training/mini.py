@@ -1,0 +1,121 @@
+"""Assembles the untrained mini pipeline: stock classes at small size around a trained VAE.
+
+python -m training.mini --vae out/vae/vae --output out/mini
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, UNet2DConditionModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from pipeline import COLUMNS, ROWS, Zero123PlusPipeline
+
+VIEW_SIZE = 64
+TOKENS = 16
+WIDTH = 128  # of the text states, and so of the CLIP image embedding
+
+# The linear schedule of the paper: more steps at high noise than Stable Diffusion's scaled-linear one (section 2.1).
+SCHEDULE = {
+    "beta_schedule": "linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+}
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A tokenizer of single characters: the mini checkpoint is trained without prompts, but must take any."""
+    characters = [chr(code) for code in range(33, 127)]
+    tokens = characters + [character + "</w>" for character in characters] + ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=TOKENS)
+
+
+def build_pipeline(vae: AutoencoderKL, channels: tuple[int, ...] = (64, 128, 192)) -> Zero123PlusPipeline:
+    """The mini pipeline around `vae`; every other component has random weights from torch's global generator.
+
+    Args:
+        vae: of factor 8.
+        channels: of the UNet's levels, multiples of 32.
+    """
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    tokenizer = build_tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=[ROWS * VIEW_SIZE // factor, COLUMNS * VIEW_SIZE // factor],
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        block_out_channels=channels,
+        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
+        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
+        layers_per_block=1,
+        attention_head_dim=[width // 32 for width in channels],  # the number of heads, as Stable Diffusion 2 names it
+        cross_attention_dim=WIDTH,
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+        projection_dim=WIDTH,
+    )
+    clip_size = {"height": vision.image_size, "width": vision.image_size}
+    view_size = {"height": VIEW_SIZE, "width": VIEW_SIZE}
+    return Zero123PlusPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text).eval(),
+        tokenizer=tokenizer,
+        unet=unet.eval(),
+        scheduler=EulerAncestralDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing"),
+        vision_encoder=CLIPVisionModelWithProjection(vision).eval(),
+        feature_extractor_clip=CLIPImageProcessor(
+            size={"shortest_edge": vision.image_size}, crop_size=clip_size, do_convert_rgb=True
+        ),
+        feature_extractor_vae=CLIPImageProcessor(
+            size={"shortest_edge": VIEW_SIZE},
+            crop_size=view_size,
+            resample=2,
+            image_mean=[0.5] * 3,
+            image_std=[0.8] * 3,
+            do_convert_rgb=True,
+        ),
+    )
+
+
+def main(argv: list[str] | None = None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Assemble the untrained mini pipeline.")
+    parser.add_argument("--vae", type=Path, required=True, help="folder of the VAE from training.train_vae")
+    parser.add_argument("--output", type=Path, required=True, help="new folder of the pipeline")
+    options = parser.parse_args(argv)
+    if options.output.exists():
+        raise SystemExit(f"{options.output} exists: choose a new folder.")
+    torch.manual_seed(0)
+    build_pipeline(AutoencoderKL.from_pretrained(options.vae)).save_pretrained(options.output)
+
+
+if __name__ == "__main__":
+    main()
