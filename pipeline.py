@@ -237,8 +237,8 @@ def install_reference_attention(unet: UNet2DConditionModel):
             raise ValueError(
                 f"The attention processor of {name} is {type(processor).__name__}, which ignores the reference"
                 " picture. Undo what set it (`pipe.unet.unfuse_qkv_projections()`, or for sliced or memory-efficient"
-                " attention `pipe.unet.set_attn_processor(AttnProcessor2_0())`), or let its __call__ take `reference` and"
-                " `reference_mode` as ReferenceAttnProcessor does."
+                " attention `pipe.unet.set_attn_processor(AttnProcessor2_0())`), or let its __call__ take `reference`"
+                " and `reference_mode` as ReferenceAttnProcessor does."
             )
     if any(processors[name] is not processor for name, processor in unet.attn_processors.items()):
         unet.set_attn_processor(processors)
@@ -456,8 +456,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         )
         self.register_to_config(
             ramping_coefficients=list(ramping_coefficients),
-            view_azimuths=list(view_azimuths),
-            view_elevations=list(view_elevations),
+            view_azimuths=[float(angle) for angle in view_azimuths],
+            view_elevations=[float(angle) for angle in view_elevations],
             view_fov=view_fov,
         )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)

@@ -118,7 +118,9 @@ def test_vae_slicing_and_tiling(pipe, run):
 
 def test_lora(pipe, picture, run, tmp_path):
     before = run(pipe, picture)
-    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False))
+    pipe.unet.add_adapter(
+        LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
+    )
     with_lora = run(pipe, picture)
     assert_differ(before, with_lora)
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))

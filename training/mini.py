@@ -40,7 +40,7 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=TOKENS)
 
 
-def build_pipeline(vae: AutoencoderKL, channels: tuple[int, ...] = (64, 128, 192)) -> Zero123PlusPipeline:
+def build_pipeline(vae: AutoencoderKL, channels: tuple[int, ...] = (64, 96, 128)) -> Zero123PlusPipeline:
     """The mini pipeline around `vae`; every other component has random weights from torch's global generator.
 
     Args:

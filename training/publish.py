@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None):
         index.write_text(json.dumps(config, indent=2) + "\n")
         for part in Path(folder).iterdir():
             target = options.output / part.name
-            if part.name == "pipeline.py":
+            if part.name == "pipeline.py" and target.exists():
                 continue
             if target.is_dir():
                 shutil.rmtree(target)

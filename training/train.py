@@ -272,7 +272,9 @@ def main(argv: list[str] | None = None):
         pipe.unet.enable_gradient_checkpointing()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=o.learning_rate, weight_decay=1e-2)
-    lr_scheduler = get_scheduler(o.lr_scheduler, optimizer, o.warmup_steps, o.steps)
+    lr_scheduler = get_scheduler(
+        o.lr_scheduler, optimizer, num_warmup_steps=o.warmup_steps, num_training_steps=o.steps
+    )
     loader = torch.utils.data.DataLoader(dataset, o.batch_size, shuffle=True, drop_last=True, collate_fn=list)
     model, optimizer, loader, lr_scheduler = accelerator.prepare(model, optimizer, loader, lr_scheduler)
     bare = accelerator.unwrap_model(model)

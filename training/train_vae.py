@@ -9,6 +9,7 @@ saturation of reconstructions at least 0.9 of the truth's, which a UNet must not
 
 import argparse
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -36,7 +37,10 @@ CONFIG = {
 # Raw latents of Stable Diffusion's VAE have this deviation, the inverse of its scaling factor: "5x" reference
 # attention relies on it.
 LATENT_STD = 1 / CONFIG["scaling_factor"]
-KL_WEIGHT = 1e-5
+# While it is trained, latents get noise of this share of their deviation, and the trained VAE has this one as its
+# constant. A learned variance starts at 1 and would drown the latents for longer than a short training lasts.
+NOISE = 0.03
+MAGNITUDE_WEIGHT = 1e-4
 SATURATION_GATE = 0.9
 
 
@@ -45,18 +49,19 @@ def chroma(pixels: torch.Tensor) -> torch.Tensor:
     return pixels - pixels.mean(1, keepdim=True)
 
 
-def loss_function(reconstruction, pixels, alpha, posterior) -> torch.Tensor:
-    """L1 of colour and of chroma, the object weighted 4 to 1, plus a little KL divergence."""
+def loss_function(reconstruction, pixels, alpha, latents) -> torch.Tensor:
+    """L1 of colour and of chroma, the object weighted 4 to 1, and a little for the latents' magnitude."""
     weight = 1 + 3 * alpha
     error = (reconstruction - pixels).abs() + 3 * (chroma(reconstruction) - chroma(pixels)).abs()
-    return (weight * error).mean() / weight.mean() + KL_WEIGHT * posterior.kl().mean()
+    return (weight * error).mean() / weight.mean() + MAGNITUDE_WEIGHT * latents.square().mean()
 
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderKL, pixels: torch.Tensor):
     """Folds each latent channel's mean and deviation over `pixels` into the (post-)quant convolutions.
 
-    Afterwards raw latents have mean 0 and deviation `LATENT_STD`, and reconstructions are what they were.
+    Afterwards raw latents have mean 0 and deviation `LATENT_STD`, the posterior the constant deviation `NOISE` of
+    that, and reconstructions are what they were.
     """
     latents = vae.encode(pixels).latent_dist.mean
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
@@ -66,7 +71,8 @@ def normalise_latents(vae: AutoencoderKL, pixels: torch.Tensor):
     decode.weight /= gain[None, :, None, None]
     encode.weight[:channels] *= gain[:, None, None, None]
     encode.bias[:channels] = (encode.bias[:channels] - mean) * gain
-    encode.bias[channels:] += 2 * gain.log()  # the other half is the logarithm of the variance
+    encode.weight[channels:] = 0  # the other half is the logarithm of the variance
+    encode.bias[channels:] = 2 * math.log(NOISE * LATENT_STD)
 
 
 @torch.no_grad()
@@ -144,9 +150,10 @@ def main(argv: list[str] | None = None):
                     )
                 pixels = scale_image(batch["pixels"])
                 with accelerator.autocast():
-                    posterior = accelerator.unwrap_model(vae).encode(pixels).latent_dist
-                    reconstruction = accelerator.unwrap_model(vae).decode(posterior.sample()).sample
-                loss = loss_function(reconstruction.float(), pixels, batch["alpha"], posterior)
+                    latents = accelerator.unwrap_model(vae).encode(pixels).latent_dist.mean
+                    noise = NOISE * latents.detach().std() * torch.randn_like(latents)
+                    reconstruction = accelerator.unwrap_model(vae).decode(latents + noise).sample
+                loss = loss_function(reconstruction.float(), pixels, batch["alpha"], latents.float())
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(vae.parameters(), 1.0)
                 optimizer.step()

@@ -1,0 +1,161 @@
+"""Loading as users load: from a folder and through the Hub's protocol, with this repository's pipeline.py."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+from conftest import assert_same, noise_picture
+from diffusers import DiffusionPipeline
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def repository(pipe, tmp_path):
+    """A folder like this repository: components, pipeline.py, and a model_index that names the class in it."""
+    folder = tmp_path / "repository"
+    pipe.save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = ["pipeline", "Zero123PlusPipeline"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_folder_loads_without_custom_pipeline(pipe, run, repository):
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DiffusionPipeline.from_pretrained(repository)
+    again = DiffusionPipeline.from_pretrained(repository, trust_remote_code=True)
+    assert type(again).__name__ == "Zero123PlusPipeline"
+    assert_same(run(again, noise_picture()), run(pipe, noise_picture()))
+
+
+def test_other_checkpoint_loads_with_this_repository_as_custom_pipeline(pipe, run, tmp_path):
+    """A public checkpoint names its class as a string and lists the safety checker as null."""
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "pipeline.py").unlink()
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == "Zero123PlusPipeline" and index["safety_checker"] == [None, None]
+    for ours in ("view_azimuths", "view_elevations", "view_fov", "controlnet"):
+        del index[ours]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(ROOT))
+    again = DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(ROOT), trust_remote_code=True)
+    assert again.config.view_elevations == [20, -10] * 3
+    assert_same(run(again, noise_picture()), run(pipe, noise_picture()))
+
+
+def test_saved_folder_is_its_own_custom_pipeline(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    again = DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(tmp_path), trust_remote_code=True)
+    again.save_pretrained(tmp_path)  # over itself
+    assert (tmp_path / "pipeline.py").read_text() == (ROOT / "pipeline.py").read_text()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of the Hub's protocol that downloads use, for repositories in `root`/ORG/NAME."""
+
+    root: Path
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, body=b"", **headers):
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self):
+        url = urlparse(self.path)
+        parts = url.path.strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            folder = self.root / parts[2] / parts[3]
+            files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+            if len(parts) > 4 and parts[4] == "tree":
+                tree = [
+                    {"type": "file", "path": name, "oid": "0" * 40, "size": (folder / name).stat().st_size}
+                    for name in files
+                ]
+                return self.answer(200, json.dumps(tree).encode(), Content_Type="application/json")
+            info = {
+                "id": "/".join(parts[2:4]),
+                "sha": COMMIT,
+                "private": False,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+            }
+            info["siblings"] = [{"rfilename": name} for name in files]
+            return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
+        path = self.root / parts[0] / parts[1] / "/".join(parts[4:])
+        if not path.is_file():
+            return self.answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
+        body = path.read_bytes()
+        tag = f'"{hashlib.sha256(body).hexdigest()}"'
+        self.answer(200, body, ETag=tag, X_Repo_Commit=COMMIT, Accept_Ranges="bytes")
+
+    do_HEAD = do_GET
+
+
+def test_through_the_hub(repository, tmp_path):
+    """`from_pretrained(ORG/NAME)` and `custom_pipeline=ORG/NAME`, against a server on loopback, in a new process."""
+    root = tmp_path / "hub"
+    shutil.copytree(repository, root / "org" / "zero123plus")
+    checkpoint = root / "org" / "checkpoint"
+    shutil.copytree(repository, checkpoint)
+    (checkpoint / "pipeline.py").unlink()
+    index = json.loads((checkpoint / "model_index.json").read_text())
+    (checkpoint / "model_index.json").write_text(json.dumps({**index, "_class_name": "Zero123PlusPipeline"}))
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Hub,), {"root": root}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    program = """
+from diffusers import DiffusionPipeline
+for name, options in (("org/zero123plus", {}), ("org/checkpoint", {"custom_pipeline": "org/zero123plus"})):
+    try:
+        DiffusionPipeline.from_pretrained(name, **options)
+    except ValueError as error:
+        assert "trust_remote_code" in str(error), error
+    else:
+        raise SystemExit("loaded without being trusted")
+    pipe = DiffusionPipeline.from_pretrained(name, trust_remote_code=True, **options)
+    print(type(pipe).__name__, pipe.camera_poses().shape)
+"""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    try:
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    finally:
+        server.shutdown()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == ["Zero123PlusPipeline (6, 4, 4)"] * 2
+
+
+def test_pipeline_file_stands_alone():
+    """A Hub load fetches pipeline.py and nothing else, and inference needs no torchvision."""
+    imports = [
+        line for line in (ROOT / "pipeline.py").read_text().splitlines() if line.startswith(("import ", "from "))
+    ]
+    allowed = {"copy", "inspect", "math", "shutil", "collections", "dataclasses", "pathlib"}
+    allowed |= {"numpy", "PIL", "torch", "transformers", "diffusers"}
+    assert {line.split()[1].split(".")[0] for line in imports} <= allowed
