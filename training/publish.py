@@ -34,6 +34,12 @@ def main(argv: list[str] | None = None):
         # subfolder: named here, it could not be replaced by another.
         config |= {"_class_name": ["pipeline", "Zero123PlusPipeline"], "controlnet": [None, None]}
         index.write_text(json.dumps(config, indent=2) + "\n")
+        for path in (index, *Path(folder).glob("*/config.json")):
+            config = json.loads(path.read_text())
+            config.pop("_name_or_path", None)  # where it lay on the machine that trained it
+            if "dtype" in config:  # transformers' default is what is written here; diffusers' is float32
+                config["dtype"] = "float32"
+            path.write_text(json.dumps(config, indent=2) + "\n")
         for part in Path(folder).iterdir():
             target = options.output / part.name
             if part.name == "pipeline.py" and target.exists():
