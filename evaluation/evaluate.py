@@ -11,17 +11,13 @@ what differs from the grey background; saturation is relative to the truth's. Wr
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from diffusers import DDPMScheduler
 
 from generate import ROOT, load_pipeline, tile_size
 from pipeline import load_pictures, split_views
