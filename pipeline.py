@@ -46,8 +46,11 @@ EXAMPLE_DOC_STRING = """
         >>> from PIL import Image
 
         >>> pipe = DiffusionPipeline.from_pretrained(
-        ...     "sudo-ai/zero123plus-v1.2", custom_pipeline="path/to/this/repository", trust_remote_code=True,
-        dtype=torch.float16 ... ).to("cuda")
+        ...     "sudo-ai/zero123plus-v1.2",
+        ...     custom_pipeline="path/to/this/repository",
+        ...     trust_remote_code=True,
+        ...     dtype=torch.float16,
+        ... ).to("cuda")
         >>> pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(
         ...     pipe.scheduler.config, timestep_spacing="trailing"
         ... )
@@ -546,12 +549,14 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """Checks the arguments of a call that can be checked before any computing.
 
         Raises:
-            ValueError: naming the argument, its value and what to do.
+            TypeError, ValueError: naming the argument, its value and what to do.
         """
         # A view must fit the VAE, and the tile's latents every level of the UNet.
         levels = 2 ** (len(self.unet.config.block_out_channels) - 1)
         for name, value, views in (("height", height, ROWS), ("width", width, COLUMNS)):
             step = math.lcm(views * self.vae_scale_factor, self.vae_scale_factor * levels)
+            if not isinstance(value, int):
+                raise TypeError(f"`{name}` is {value!r}, but must be a whole number of pixels.")
             if value < step or value % step:
                 low = max(step, value // step * step)
                 raise ValueError(
@@ -584,6 +589,12 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     f" {batch_size} pictures."
                 )
         total = batch_size * num_images_per_prompt
+        for item in generator if isinstance(generator, list) else [generator]:
+            if not isinstance(item, (torch.Generator, type(None))):
+                raise TypeError(
+                    f"`generator` is or has {item!r}, but must be of torch.Generator:"
+                    " torch.Generator().manual_seed(...)."
+                )
         if isinstance(generator, list) and len(generator) != total:
             raise ValueError(f"`generator` has {len(generator)} entries for {total} tiles: give one, or one each.")
         shape = (total, self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)

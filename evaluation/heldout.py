@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None):
 
     train = load_objects(options.train_data)
     variants = [(item, k, mirror) for item in train for k in range(AZIMUTHS) for mirror in (False, True)]
-    inputs = np.stack([on_grey(select_views(*variant)[0]) for variant in variants]).astype(np.float32)
+    inputs = np.stack([on_grey(select_views(*variant)[0]).ravel() for variant in variants]).astype(np.float32)
+    lengths = np.square(inputs).sum(1)
     options.output.mkdir(parents=True, exist_ok=True)
     mean = np.mean(
         [on_grey(to_tile(select_views(*variant)[1])).astype(np.float32) for variant in variants[::5]], axis=0
@@ -40,7 +41,8 @@ def main(argv: list[str] | None = None):
         image, views = select_views(item, 0, False)
         Image.fromarray(image).save(folder / "input.webp", lossless=True)
         Image.fromarray(to_tile(views)).save(folder / "views.webp", lossless=True)
-        nearest = np.argmin([np.mean((on_grey(image) - other) ** 2) for other in inputs])
+        # |a - b|^2 less |a|^2, which is the same for all
+        nearest = np.argmin(lengths - 2 * inputs @ on_grey(image).ravel().astype(np.float32))
         tile = on_grey(to_tile(select_views(*variants[nearest])[1]))
         Image.fromarray(tile).save(folder / "nearest.webp", quality=90)
 

@@ -26,15 +26,19 @@ def build_vae():
     ).eval()
 
 
-@pytest.fixture
-def pipe():
+def build_pipe(channels=(32, 64)):
     """A pipeline of real classes at toy size: tiles of 48 x 32 pixels."""
     torch.manual_seed(0)
-    pipe = build_pipeline(build_vae(), channels=(32, 64))
+    pipe = build_pipeline(build_vae(), channels=channels)
     pipe.feature_extractor_vae.size = {"shortest_edge": 32}
     pipe.feature_extractor_vae.crop_size = {"height": 32, "width": 32}
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def pipe():
+    return build_pipe()
 
 
 def noise_picture(seed=0, size=(40, 40)):

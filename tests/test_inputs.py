@@ -140,6 +140,10 @@ def test_bad_arguments(pipe, picture, run, options, words):
 def test_wrong_types_and_unknown_keywords(pipe, picture, run):
     with pytest.raises(TypeError, match="`prompt` is a int"):
         run(pipe, picture, prompt=3)
+    with pytest.raises(TypeError, match="`height` is 48.0"):
+        run(pipe, picture, height=48.0)
+    with pytest.raises(TypeError, match="`generator` is or has 7"):
+        run(pipe, picture, generator=7)
     with pytest.raises(TypeError, match="colour"):
         run(pipe, picture, colour="red")
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from conftest import build_vae
 from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 
@@ -69,16 +68,33 @@ def test_datasets(shards, tmp_path):
         TileDataset(tmp_path)
 
 
-def test_normalised_latents_reconstruct_the_same():
+def test_initial_encoder_is_a_principal_component_analysis():
+    """Its latents explain the picture as well as the leading singular vectors of all blocks of 16 x 16 pixels do."""
     torch.manual_seed(0)
-    vae, pixels = build_vae(), torch.rand(8, 3, 32, 32)
-    before = vae.decode(vae.encode(pixels).latent_dist.mean).sample
-    train_vae.normalise_latents(vae, pixels)
-    latents = vae.encode(pixels).latent_dist
-    torch.testing.assert_close(vae.decode(latents.mean).sample, before, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(latents.mean.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-3)
-    torch.testing.assert_close(latents.mean.std((0, 2, 3)), torch.full((4,), 5.49), rtol=1e-2, atol=0)
-    torch.testing.assert_close(latents.std, torch.full_like(latents.std, 5.49 * 0.03), rtol=1e-2, atol=0)
+    smooth = torch.nn.functional.interpolate(torch.rand(24, 3, 8, 8) - 0.5, size=(64, 64), mode="bicubic")
+    vae, alpha = train_vae.AutoencoderKL(**train_vae.CONFIG), torch.ones(24, 1, 64, 64)
+    train_vae.initialise_encoder(vae, smooth, alpha)
+    blocks = torch.nn.functional.pixel_unshuffle(smooth, 16).transpose(0, 1).flatten(1).double()
+    left, values, right = torch.linalg.svd(blocks, full_matrices=False)
+    best = blocks - left[:, :32] * values[:32] @ right[:32]
+    with torch.no_grad():
+        latents = vae.encode(smooth).latent_dist.mean.transpose(0, 1).flatten(1).double()
+    latents = torch.cat([latents, torch.ones(1, latents.shape[1])])
+    ours = blocks - torch.linalg.lstsq(latents.T, blocks.T).solution.T @ latents
+    assert best.square().sum() < 0.5 * blocks.square().sum()
+    assert ours.square().sum() < 1.05 * best.square().sum()
+
+
+def test_initial_latents_have_the_usual_deviation():
+    torch.manual_seed(0)
+    vae, pixels = train_vae.AutoencoderKL(**train_vae.CONFIG), torch.rand(8, 3, 64, 64)
+    train_vae.initialise_encoder(vae, pixels, torch.ones(8, 1, 64, 64))
+    with torch.no_grad():
+        posterior = vae.encode(pixels).latent_dist
+    std = posterior.mean.std((0, 2, 3))
+    torch.testing.assert_close(posterior.mean.mean((0, 2, 3)), torch.zeros(32), rtol=0, atol=1e-3)
+    assert std.square().mean().sqrt() == pytest.approx(5.49, rel=0.25)
+    torch.testing.assert_close(posterior.std, torch.full_like(posterior.std, 5.49 * 0.03), rtol=1e-2, atol=0)
 
 
 def test_phase_1_trains_self_attention_and_cross_attention_keys_and_values(pipe):

@@ -40,11 +40,11 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=TOKENS)
 
 
-def build_pipeline(vae: AutoencoderKL, channels: tuple[int, ...] = (64, 96, 128)) -> Zero123PlusPipeline:
+def build_pipeline(vae: AutoencoderKL, channels: tuple[int, ...] = (96, 192)) -> Zero123PlusPipeline:
     """The mini pipeline around `vae`; every other component has random weights from torch's global generator.
 
     Args:
-        vae: of factor 8.
+        vae: an untrained or trained one of `training.train_vae`.
         channels: of the UNet's levels, multiples of 32.
     """
     factor = 2 ** (len(vae.config.block_out_channels) - 1)

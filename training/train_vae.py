@@ -1,10 +1,10 @@
-"""Trains the small VAE of the mini checkpoint, from scratch or on from where it was.
+"""Makes the small VAE of the mini checkpoint: a closed-form encoder, and a decoder that is trained.
 
     python -m training.train_vae --data data/train --output out/vae --minutes 30
 
-Full-size training starts from the VAE of Stable Diffusion instead. The loss weighs the object above the background
-and colour above brightness: without that, a short training ends in grey reconstructions. The run ends with a gate,
-saturation of reconstructions at least 0.9 of the truth's, which a UNet must not be trained without.
+Full-size training starts from the VAE of Stable Diffusion instead. The encoder is a principal component analysis
+(`initialise_encoder`): `OUTPUT/vae` has it within a minute, and as it does not change any more, the UNet may be
+trained beside the decoder. The run ends with a gate, saturation of reconstructions at least 0.9 of the truth's.
 """
 
 import argparse
@@ -25,22 +25,21 @@ from pipeline import scale_image
 from .data import ViewDataset
 
 CONFIG = {
-    "block_out_channels": (16, 32, 64, 128),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (16, 32, 64, 128, 128),
+    "down_block_types": ("DownEncoderBlock2D",) * 5,
+    "up_block_types": ("UpDecoderBlock2D",) * 5,
     "layers_per_block": 1,
     "norm_num_groups": 8,
-    "latent_channels": 4,
+    "latent_channels": 32,
     "sample_size": 64,
     "scaling_factor": 0.18215,
 }
 # Raw latents of Stable Diffusion's VAE have this deviation, the inverse of its scaling factor: "5x" reference
 # attention relies on it.
 LATENT_STD = 1 / CONFIG["scaling_factor"]
-# While it is trained, latents get noise of this share of their deviation, and the trained VAE has this one as its
-# constant. A learned variance starts at 1 and would drown the latents for longer than a short training lasts.
+# The posterior's constant deviation, as a share of the latents' own: a learned one would start at 1 and drown the
+# latents for longer than a short training lasts.
 NOISE = 0.03
-MAGNITUDE_WEIGHT = 1e-4
 SATURATION_GATE = 0.9
 
 
@@ -49,30 +48,85 @@ def chroma(pixels: torch.Tensor) -> torch.Tensor:
     return pixels - pixels.mean(1, keepdim=True)
 
 
-def loss_function(reconstruction, pixels, alpha, latents) -> torch.Tensor:
-    """L1 of colour and of chroma, the object weighted 4 to 1, and a little for the latents' magnitude."""
+def loss_function(reconstruction: torch.Tensor, pixels: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """Squared error of colour and of chroma, the object weighted 4 to 1; shapes (B, 3, H, W), alpha (B, 1, H, W).
+
+    Squared, because the median, which L1 asks for, is grey wherever the colour is still uncertain.
+    """
     weight = 1 + 3 * alpha
-    error = (reconstruction - pixels).abs() + 3 * (chroma(reconstruction) - chroma(pixels)).abs()
-    return (weight * error).mean() / weight.mean() + MAGNITUDE_WEIGHT * latents.square().mean()
+    error = (reconstruction - pixels).square() + 3 * (chroma(reconstruction) - chroma(pixels)).square()
+    return (weight * error).mean() / weight.mean()
+
+
+def principal_components(blocks: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` leading directions, shape (count, D), of `blocks` (B, D, h, w), weighted by `weight` (B, 1, h, w).
+
+    About zero, the background's value, not about the mean: what is background stays zero.
+    """
+    rows = (blocks * weight.sqrt()).transpose(0, 1).flatten(1)
+    return torch.linalg.eigh(rows @ rows.T).eigenvectors.flip(1).T[:count]
 
 
 @torch.no_grad()
-def normalise_latents(vae: AutoencoderKL, pixels: torch.Tensor):
-    """Folds each latent channel's mean and deviation over `pixels` into the (post-)quant convolutions.
+def initialise_encoder(vae: AutoencoderKL, pixels: torch.Tensor, alpha: torch.Tensor):
+    """Makes the encoder the PCA of blocks of 16 x 16 pixels, in closed form, and normalises its latents.
 
-    Afterwards raw latents have mean 0 and deviation `LATENT_STD`, the posterior the constant deviation `NOISE` of
-    that, and reconstructions are what they were.
+    Each level gathers 2 x 2 neighbours into channels and keeps the leading components, so the residual branches are
+    off and the level's strided convolution (and in the last level, the shortcut) does all. The last norm and SiLU are
+    passed by pairs x, -x, for silu(x) - silu(-x) = x, beside a constant pair in each group so large that the norm
+    divides by a constant. Colour is in the latents from the start, the UNet's training can begin, and only the
+    decoder is learned.
+
+    Args:
+        vae: of `CONFIG`'s form.
+        pixels: of views, scaled as the VAE takes them, shape (B, 3, H, W).
+        alpha: their masks, shape (B, 1, H, W); components count the object 100 times the background.
     """
+    encoder, channels = vae.encoder, vae.config.latent_channels
+    for name, parameter in encoder.named_parameters():
+        if "norm" not in name:
+            parameter.zero_()
+    encoder.conv_in.weight[range(3), range(3), 1, 1] = 1
+    features, weight = pixels, 0.01 + alpha
+    for block in encoder.down_blocks[:-1]:
+        resnet, conv = block.resnets[0], block.downsamplers[0].conv
+        if resnet.conv_shortcut is not None:
+            diagonal = range(resnet.in_channels)
+            resnet.conv_shortcut.weight[diagonal, diagonal, 0, 0] = 1
+        used, last = features.shape[1], block is encoder.down_blocks[-2]
+        gathered = torch.nn.functional.pixel_unshuffle(features, 2)  # channel 4 d + 2 row + column
+        weight = torch.nn.functional.avg_pool2d(weight, 2)
+        basis = principal_components(gathered, weight, channels if last else min(conv.out_channels, gathered.shape[1]))
+        features = torch.einsum("cd,bdhw->bchw", basis, gathered)
+        kernels = basis.reshape(len(basis), used, 2, 2)
+        if not last:
+            conv.weight[: len(basis), :used, :2, :2] = kernels
+
+    # Channels of a group of the last norm: x, -x for each of its latents, then the constant pair
+    norm, out = encoder.conv_norm_out, encoder.conv_out
+    group, share = norm.num_channels // norm.num_groups, channels // norm.num_groups
+    large = 20 * features.std((0, 2, 3)).max().item()
+    for i in range(channels):
+        x = group * (i // share) + 2 * (i % share)
+        conv.weight[x, :used, :2, :2], conv.weight[x + 1, :used, :2, :2] = kernels[i], -kernels[i]
+        out.weight[i, x, 1, 1], out.weight[i, x + 1, 1, 1] = 1, -1
+    conv.bias[group - 2 :: group], conv.bias[group - 1 :: group] = large, -large
+    norm.weight.fill_(large * math.sqrt(2 / group))
+
+    # Raw latents of mean 0 and deviation LATENT_STD, and the posterior's constant deviation. Weak components are
+    # raised halfway (the square root) towards the strong ones: noise drowns fine detail first, but not all of it.
+    vae.quant_conv.weight.zero_()
+    vae.quant_conv.bias.zero_()
+    vae.quant_conv.weight[range(channels), range(channels), 0, 0] = 1
     latents = vae.encode(pixels).latent_dist.mean
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    gain, channels = LATENT_STD / std, len(mean)
-    encode, decode = vae.quant_conv, vae.post_quant_conv
-    decode.bias += decode.weight[:, :, 0, 0] @ mean
-    decode.weight /= gain[None, :, None, None]
-    encode.weight[:channels] *= gain[:, None, None, None]
-    encode.bias[:channels] = (encode.bias[:channels] - mean) * gain
-    encode.weight[channels:] = 0  # the other half is the logarithm of the variance
-    encode.bias[channels:] = 2 * math.log(NOISE * LATENT_STD)
+    gain = std.rsqrt() * LATENT_STD / std.mean().sqrt()
+    vae.quant_conv.weight *= gain.repeat(2)[:, None, None, None]
+    vae.quant_conv.bias[:channels] = -mean * gain
+    vae.quant_conv.bias[channels:] = 2 * math.log(NOISE * LATENT_STD)  # logarithm of the variance
+    vae.post_quant_conv.weight.zero_()
+    vae.post_quant_conv.weight[range(channels), range(channels), 0, 0] = 1 / LATENT_STD
+    vae.post_quant_conv.bias.zero_()
 
 
 @torch.no_grad()
@@ -93,6 +147,12 @@ def measure(vae: AutoencoderKL, batch: dict) -> dict:
     return {"saturation": ratio, "psnr_object": psnr(alpha), "psnr_background": psnr(1 - alpha)}
 
 
+def sample_views(dataset: ViewDataset, count: int) -> dict:
+    """`count` views evenly spread over `dataset`, or all if there are fewer, as one batch."""
+    indices = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long().tolist()
+    return torch.utils.data.default_collate([dataset[i] for i in indices])
+
+
 def save(accelerator: Accelerator, output: Path, **progress):
     """Writes the training state beside the last one and then takes its place."""
     fresh, old = output / "state.new", output / "state.old"
@@ -107,11 +167,12 @@ def save(accelerator: Accelerator, output: Path, **progress):
 
 def main(argv: list[str] | None = None):
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train the mini checkpoint's VAE.")
+    parser = argparse.ArgumentParser(description="Make the mini checkpoint's VAE.")
     parser.add_argument("--data", type=Path, required=True, help="folder of rendered shards")
+    parser.add_argument("--validation", type=Path, help="the same, held out, to measure on (default: --data)")
     parser.add_argument("--output", type=Path, required=True, help="folder of the VAE; an interrupted run continues")
     parser.add_argument("--minutes", type=float, default=30, help="of training in this run (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=8, help="views a step (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=16, help="views a step (default: %(default)s)")
     parser.add_argument(
         "--learning_rate", type=float, default=1e-3, help="at the start; falls to a tenth (default: %(default)s)"
     )
@@ -124,22 +185,28 @@ def main(argv: list[str] | None = None):
     accelerator = Accelerator(mixed_precision=options.mixed_precision)
     dataset = ViewDataset(options.data)
     vae = AutoencoderKL(**CONFIG)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    if not (options.output / "vae").exists():
+        views = sample_views(dataset, 512)
+        initialise_encoder(vae, scale_image(views["pixels"]), views["alpha"])
+        vae.save_pretrained(options.output / "vae")
+    vae.load_state_dict(AutoencoderKL.from_pretrained(options.output / "vae").state_dict())
+    vae.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     loader = torch.utils.data.DataLoader(dataset, options.batch_size, shuffle=True, drop_last=True)
     vae, optimizer, loader = accelerator.prepare(vae, optimizer, loader)
+    bare = accelerator.unwrap_model(vae)
     step, spent = 0, 0.0
     if (options.output / "state").exists():
         accelerator.load_state(options.output / "state")
         progress = json.loads((options.output / "state" / "progress.json").read_text())
         step, spent = progress["step"], progress["seconds"]
 
-    check = torch.utils.data.default_collate(
-        [dataset[i] for i in range(0, len(dataset), max(1, len(dataset) // 64))][:64]
-    )
+    check = sample_views(ViewDataset(options.validation) if options.validation else dataset, 64)
     check = {name: value.to(accelerator.device) for name, value in check.items()}
     start = saved = time.time()
     total = 60 * options.minutes
-    with tqdm(desc="VAE", unit="step", initial=step) as bar:
+    with tqdm(desc="VAE decoder", unit="step", initial=step) as bar:
         while time.time() - start < total:
             for batch in loader:
                 if time.time() - start >= total:
@@ -150,10 +217,10 @@ def main(argv: list[str] | None = None):
                     )
                 pixels = scale_image(batch["pixels"])
                 with accelerator.autocast():
-                    latents = accelerator.unwrap_model(vae).encode(pixels).latent_dist.mean
-                    noise = NOISE * latents.detach().std() * torch.randn_like(latents)
-                    reconstruction = accelerator.unwrap_model(vae).decode(latents + noise).sample
-                loss = loss_function(reconstruction.float(), pixels, batch["alpha"], latents.float())
+                    with torch.no_grad():
+                        latents = bare.encode(pixels).latent_dist.sample()
+                    reconstruction = bare.decode(latents).sample
+                loss = loss_function(reconstruction.float(), pixels, batch["alpha"])
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(vae.parameters(), 1.0)
                 optimizer.step()
@@ -161,16 +228,15 @@ def main(argv: list[str] | None = None):
                 step += 1
                 bar.update()
                 if step % 100 == 0:
-                    print(json.dumps({"step": step, "loss": round(loss.item(), 4), **measure(vae, check)}), flush=True)
+                    record = {"step": step, "loss": round(loss.item(), 4), **measure(bare, check)}
+                    print(json.dumps(record), flush=True)
                 if time.time() - saved > 300:
                     saved = time.time()
                     save(accelerator, options.output, step=step, seconds=spent + saved - start)
     save(accelerator, options.output, step=step, seconds=spent + time.time() - start)
 
-    vae = accelerator.unwrap_model(vae)
-    normalise_latents(vae, scale_image(check["pixels"]))
-    result = measure(vae, check)
-    vae.save_pretrained(options.output / "vae")
+    result = measure(bare, check)
+    bare.save_pretrained(options.output / "vae")
     passed = result["saturation"] >= SATURATION_GATE
     print(json.dumps({"step": step, "seconds": round(spent + time.time() - start), **result, "gate": passed}))
     if not passed:
