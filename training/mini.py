@@ -4,6 +4,8 @@ python -m training.mini --vae out/vae/vae --output out/mini
 """
 
 import argparse
+import json
+import tempfile
 from pathlib import Path
 
 import torch
@@ -37,7 +39,10 @@ def build_tokenizer() -> CLIPTokenizer:
     """A tokenizer of single characters: the mini checkpoint is trained without prompts, but must take any."""
     characters = [chr(code) for code in range(33, 127)]
     tokens = characters + [character + "</w>" for character in characters] + ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=TOKENS)
+    with tempfile.TemporaryDirectory() as folder:  # from files, as every version of transformers takes it
+        Path(folder, "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+        Path(folder, "merges.txt").write_text("#version: 0.2\n")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
 
 
 def build_pipeline(vae: AutoencoderKL, channels: tuple[int, ...] = (96, 192)) -> Zero123PlusPipeline:

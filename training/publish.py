@@ -30,8 +30,7 @@ def main(argv: list[str] | None = None):
         index = Path(folder) / "model_index.json"
         config = json.loads(index.read_text())
         # As a pair, the class is found in pipeline.py and the folder loads without `custom_pipeline`. The ControlNet
-        # is loaded by
-        # subfolder: named here, it could not be replaced by another.
+        # is loaded by subfolder: named here, it could not be replaced by another.
         config |= {"_class_name": ["pipeline", "Zero123PlusPipeline"], "controlnet": [None, None]}
         index.write_text(json.dumps(config, indent=2) + "\n")
         for path in (index, *Path(folder).glob("*/config.json")):
@@ -40,6 +39,10 @@ def main(argv: list[str] | None = None):
             if "dtype" in config:  # transformers' default is what is written here; diffusers' is float32
                 config["dtype"] = "float32"
             path.write_text(json.dumps(config, indent=2) + "\n")
+        # transformers before 5 reads a tokenizer from these; the mini's has no merges
+        vocabulary = json.dumps(pipe.tokenizer.get_vocab(), indent=0)
+        (Path(folder) / "tokenizer" / "vocab.json").write_text(vocabulary + "\n")
+        (Path(folder) / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
         for part in Path(folder).iterdir():
             target = options.output / part.name
             if part.name == "pipeline.py" and target.exists():
