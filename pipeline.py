@@ -492,7 +492,10 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         Returns:
             The ControlNet.
         """
-        controlnet = controlnet or ControlNetModel.from_unet(self.unet)
+        if controlnet is None:
+            # As many strides of 2 as the VAE has: Stable Diffusion's widths, and more of the last for a larger factor
+            widths = (16, 32, 96) + (256,) * (len(self.vae.config.block_out_channels) - 3)
+            controlnet = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=widths)
         self.register_modules(controlnet=controlnet)
         self.controlnet_conditioning_scale = conditioning_scale
         return controlnet
@@ -608,6 +611,13 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 f"There is a {have} but no {lack}: give both, or neither (`pipe.add_controlnet(...)`,"
                 " `pipe.controlnet = None`)."
             )
+        if self.controlnet is not None:
+            factor = 2 ** (len(self.controlnet.config.conditioning_embedding_out_channels) - 1)
+            if factor != self.vae_scale_factor:
+                raise ValueError(
+                    f"The ControlNet shrinks `control_image` by {factor}, but the VAE by {self.vae_scale_factor}: make"
+                    " one for this checkpoint with `pipe.add_controlnet()`."
+                )
         if not 0 <= control_guidance_start < control_guidance_end <= 1:
             raise ValueError(
                 f"`control_guidance_start` and `control_guidance_end` are {control_guidance_start} and"

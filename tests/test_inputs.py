@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 import torch
 from conftest import noise_picture
+from diffusers import ControlNetModel
 
 from pipeline import load_pictures, pad_to_square
 
@@ -152,6 +153,9 @@ def test_control_tiles_that_do_not_fit(pipe, picture, run):
     pipe.add_controlnet()
     with pytest.raises(ValueError, match="a ControlNet but no `control_image`"):
         run(pipe, picture)
+    with pytest.raises(ValueError, match="shrinks `control_image` by 4, but the VAE by 8"):
+        narrow = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(16, 32, 96))
+        run(type(pipe)(**{**pipe.components, "controlnet": narrow}), picture, control_image=RGB)
     with pytest.raises(ValueError, match="has 2 tiles for 1"):
         run(pipe, picture, control_image=[noise_picture(0, (32, 48))] * 2)
 

@@ -21,5 +21,5 @@ def test_python_snippets_run(monkeypatch):
 
 
 def test_files_that_the_readme_names_exist():
-    for name in re.findall(r"\]\((?!http)([^)]+)\)", README) + re.findall(r"examples/images/\w+\.png", README):
+    for name in re.findall(r"\]\((?!http|#)([^)]+)\)", README) + re.findall(r"examples/images/\w+\.png", README):
         assert (ROOT / name).is_file(), name
