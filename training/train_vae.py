@@ -71,9 +71,8 @@ def principal_components(blocks: torch.Tensor, weight: torch.Tensor, count: int)
 def initialise_encoder(vae: AutoencoderKL, pixels: torch.Tensor, alpha: torch.Tensor):
     """Makes the encoder the PCA of blocks of 16 x 16 pixels, in closed form, and normalises its latents.
 
-    Each level gathers 2 x 2 neighbours into channels and keeps the leading components, so the residual branches are
-    off and the level's strided convolution (and in the last level, the shortcut) does all. The last norm and SiLU are
-    passed by pairs x, -x, for silu(x) - silu(-x) = x, beside a constant pair in each group so large that the norm
+    Each level gathers 2 x 2 neighbours into channels and keeps the leading components: its strided convolution does
+    all, and the residual branches are off. The last norm and SiLU are passed by pairs x, -x, for silu(x) - silu(-x) = x, beside a constant pair in each group so large that the norm
     divides by a constant. Colour is in the latents from the start, the UNet's training can begin, and only the
     decoder is learned.
 
