@@ -3,9 +3,9 @@
     python -m evaluation.evaluate
 
 Protocol: one input view an object, one sample a picture, the seed its place in the list; views of 64 pixels on grey,
-v1.2 cameras around an object in the sphere of radius 0.5. LPIPS and PSNR are of the six views tiled, as in the paper; the mask is
-what differs from the grey background; saturation is relative to the truth's. Writes `results.json`, `results.md` and
-`views.png` (rows of input, generated and true views).
+v1.2 cameras around an object in the sphere of radius 0.5. LPIPS and PSNR are of the six views tiled, as in the paper;
+the mask is what differs from the grey background; saturation is relative to the truth's. Writes `results.json`,
+`results.md` and `views.png` (rows of input, generated and true views).
 """
 
 import argparse

@@ -72,9 +72,9 @@ def initialise_encoder(vae: AutoencoderKL, pixels: torch.Tensor, alpha: torch.Te
     """Makes the encoder the PCA of blocks of 16 x 16 pixels, in closed form, and normalises its latents.
 
     Each level gathers 2 x 2 neighbours into channels and keeps the leading components: its strided convolution does
-    all, and the residual branches are off. The last norm and SiLU are passed by pairs x, -x, for silu(x) - silu(-x) = x, beside a constant pair in each group so large that the norm
-    divides by a constant. Colour is in the latents from the start, the UNet's training can begin, and only the
-    decoder is learned.
+    all, and the residual branches are off. The last norm and SiLU are passed by pairs x, -x, for
+    silu(x) - silu(-x) = x, beside a constant pair in each group so large that the norm divides by a constant. Colour
+    is in the latents from the start, the UNet's training can begin, and only the decoder is learned.
 
     Args:
         vae: of `CONFIG`'s form.
