@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 
 from training.mini import build_pipeline
 
+torch.set_num_threads(1)  # at this size more threads only wait, and the tests run several at once
 TILE = {"height": 48, "width": 32}
 
 
