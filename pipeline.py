@@ -530,6 +530,24 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """Whether the running call is to stop denoising: a callback sets `pipe._interrupt = True`."""
         return self._interrupt
 
+    def check_size(self, height: int, width: int):
+        """Checks that a tile's views fit the VAE, and its latents every level of the UNet.
+
+        Raises:
+            TypeError, ValueError: naming the argument, its value and, for a size that does not fit, the nearest.
+        """
+        levels = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        for name, value, views in (("height", height, ROWS), ("width", width, COLUMNS)):
+            step = math.lcm(views * self.vae_scale_factor, self.vae_scale_factor * levels)
+            if not isinstance(value, int):
+                raise TypeError(f"`{name}` is {value!r}, but must be a whole number of pixels.")
+            if value < step or value % step:
+                low = max(step, value // step * step)
+                raise ValueError(
+                    f"`{name}` is {value}, but must be a multiple of {step}, so that {views} views fit the VAE and the"
+                    f" UNet: the nearest are {low} and {low + step}."
+                )
+
     def check_inputs(
         self,
         batch_size: int,
@@ -554,18 +572,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         Raises:
             TypeError, ValueError: naming the argument, its value and what to do.
         """
-        # A view must fit the VAE, and the tile's latents every level of the UNet.
-        levels = 2 ** (len(self.unet.config.block_out_channels) - 1)
-        for name, value, views in (("height", height, ROWS), ("width", width, COLUMNS)):
-            step = math.lcm(views * self.vae_scale_factor, self.vae_scale_factor * levels)
-            if not isinstance(value, int):
-                raise TypeError(f"`{name}` is {value!r}, but must be a whole number of pixels.")
-            if value < step or value % step:
-                low = max(step, value // step * step)
-                raise ValueError(
-                    f"`{name}` is {value}, but must be a multiple of {step}, so that {views} views fit the VAE and the"
-                    f" UNet: the nearest are {low} and {low + step}."
-                )
+        self.check_size(height, width)
         for name, value in (
             ("num_inference_steps", num_inference_steps),
             ("num_images_per_prompt", num_images_per_prompt),
@@ -611,8 +618,11 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 f"There is a {have} but no {lack}: give both, or neither (`pipe.add_controlnet(...)`,"
                 " `pipe.controlnet = None`)."
             )
-        if self.controlnet is not None:
-            factor = 2 ** (len(self.controlnet.config.conditioning_embedding_out_channels) - 1)
+        nets = getattr(self.controlnet, "nets", None)  # of a MultiControlNetModel
+        if nets is not None and (not isinstance(control_image, list) or len(control_image) != len(nets)):
+            raise ValueError(f"`control_image` must be a list of {len(nets)}, one for each ControlNet.")
+        for net in nets or ([] if self.controlnet is None else [self.controlnet]):
+            factor = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
             if factor != self.vae_scale_factor:
                 raise ValueError(
                     f"The ControlNet shrinks `control_image` by {factor}, but the VAE by {self.vae_scale_factor}: make"
@@ -716,7 +726,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         num_inference_steps: int = 28,
         guidance_scale: float = 4.0,
         guidance_rescale: float = 0.0,
-        controlnet_conditioning_scale: float | None = None,
+        controlnet_conditioning_scale: float | list[float] | None = None,
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
         num_images_per_prompt: int = 1,
@@ -739,14 +749,16 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 is not square is padded with grey.
             prompt: one for all pictures, or one each. The checkpoints are trained without.
             negative_prompt: one for all pictures, or one each; empty by default.
-            control_image: a tile for all pictures, or one each, for the ControlNet; same kinds as `image`.
+            control_image: a tile for all pictures, or one each, for the ControlNet; same kinds as `image`. For a
+                MultiControlNetModel a list of these, one for each ControlNet.
             depth_image: the published pipeline's name of `control_image`.
             height: of the tile, in pixels.
             width: of the tile, in pixels.
             num_inference_steps: denoising steps; 75 to 100 for faces.
             guidance_scale: of classifier-free guidance; none up to 1.
             guidance_rescale: share of the rescaled guidance of arXiv 2305.08891, in [0, 1].
-            controlnet_conditioning_scale: strength of the ControlNet; that of `add_controlnet` by default.
+            controlnet_conditioning_scale: strength of the ControlNet, or a list of them for several; that of
+                `add_controlnet` by default.
             control_guidance_start: share of the steps after which the ControlNet begins.
             control_guidance_end: share of the steps after which the ControlNet ends.
             num_images_per_prompt: N tiles for each picture.
@@ -854,12 +866,18 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         accepted = inspect.signature(scheduler.step).parameters
         step_kwargs = {name: value for name, value in step_kwargs.items() if name in accepted}
         if control_image is not None:
-            control_image = self.prepare_control_image(
-                control_image, batch_size, num_images_per_prompt, height, width, device
-            )
-            control_image = torch.cat([control_image] * 2) if guided else control_image
             if controlnet_conditioning_scale is None:
                 controlnet_conditioning_scale = self.controlnet_conditioning_scale
+            multiple = hasattr(self.controlnet, "nets")
+            control_image = [
+                self.prepare_control_image(tiles, batch_size, num_images_per_prompt, height, width, device)
+                for tiles in (control_image if multiple else [control_image])
+            ]
+            control_image = [torch.cat([pixels] * 2) if guided else pixels for pixels in control_image]
+            if not multiple:
+                (control_image,) = control_image
+            elif not isinstance(controlnet_conditioning_scale, list):
+                controlnet_conditioning_scale = [controlnet_conditioning_scale] * len(control_image)
 
         # 5. Denoise
         num_steps = len(scheduler.timesteps)  # some solvers take more than one evaluation a step

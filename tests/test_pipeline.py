@@ -3,6 +3,7 @@
 import threading
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import TILE, assert_differ, assert_same, noise_picture, seeded
@@ -284,6 +285,28 @@ class TestControlNet:
             for i in range(2):
                 alone = run(controlled, pictures[i], seed=i, control_image=given[i % len(given)])
                 assert_same(both[i : i + 1], alone)
+
+    def test_several_add_up(self, controlled, picture, run):
+        """One net's halves of the strength are the net; a tile for each is asked for."""
+        MultiControlNetModel = pytest.importorskip("diffusers.models.controlnets.multicontrolnet").MultiControlNetModel
+        tile = noise_picture(9, (32, 48))
+        alone = run(controlled, picture, control_image=tile, controlnet_conditioning_scale=0.8)
+        controlled.add_controlnet(MultiControlNetModel([controlled.controlnet] * 2), conditioning_scale=0.4)
+        assert_same(run(controlled, picture, control_image=[tile, tile]), alone)
+        scales = {"controlnet_conditioning_scale": [0.8, 0.0]}
+        assert_same(run(controlled, picture, control_image=[tile, noise_picture(8, (32, 48))], **scales), alone)
+        with pytest.raises(ValueError, match="`control_image` must be a list of 2"):
+            run(controlled, picture, control_image=tile)
+
+    @pytest.mark.parametrize("kind", ("16-bit", "float"))
+    def test_depth_of_other_kinds(self, controlled, picture, run, kind):
+        depth = np.linspace(0, 1, 48 * 32, dtype=np.float32).reshape(48, 32)
+        eight = PIL.Image.fromarray(np.round(255 * depth).astype(np.uint8))
+        given = (
+            PIL.Image.fromarray((65535 * depth).astype(np.uint16)) if kind == "16-bit" else PIL.Image.fromarray(depth)
+        )
+        ours, expected = (run(controlled, picture, control_image=tile) for tile in (given, eight))
+        torch.testing.assert_close(ours, expected, rtol=0.05, atol=0.05)
 
     def test_other_size_of_the_same_ratio(self, controlled, picture, run):
         tile = noise_picture(9, (32, 48))
