@@ -8,14 +8,33 @@ For each object `evaluation/toys/NAME/` gets `input.webp`, `views.webp` (the tru
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from pipeline import camera_poses
 from training.data import AZIMUTHS, load_objects, on_grey, select_views, to_tile
 
 FOLDER = Path(__file__).parent / "toys"
+UNSEEN = ("teapot", "windmill", "bed")  # kinds that are never trained
+FOV = 30.0  # degrees, of v1.2
+POSES = camera_poses(range(30, 360, 60), [20, -10] * 3, 0.5 / math.tan(math.radians(FOV) / 2))  # of v1.2
+
+
+def intrinsics(size: int) -> np.ndarray:
+    """Of the true views when they have `size` x `size` pixels, shape (3, 3)."""
+    focal = size / 2 / math.tan(math.radians(FOV) / 2)
+    return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
+
+
+def group_of(name: str) -> str:
+    """The group that an object is reported in: toys are named KIND-SEED."""
+    kind, dash, _ = name.rpartition("-")
+    if not dash:
+        return "other objects"
+    return "kinds never trained" if kind in UNSEEN else "trained kinds, new seeds"
 
 
 def main(argv: list[str] | None = None):

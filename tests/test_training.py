@@ -2,17 +2,32 @@
 
 import io
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 import webdataset
-from diffusers import DDPMScheduler, DiffusionPipeline
+from conftest import assert_differ
+from diffusers import ControlNetModel, DDIMScheduler, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from pipeline import Zero123PlusPipeline
-from training import publish, train, train_vae
-from training.data import TileDataset, ViewDataset, load_objects, select_views, to_tile
+from training import mini, publish, train, train_controlnet, train_vae
+from training.data import (
+    Stream,
+    TileDataset,
+    ViewDataset,
+    depth_picture,
+    index_shards,
+    load_objects,
+    read_object,
+    select_views,
+    to_tile,
+)
 from training.mini import SCHEDULE
 
 
@@ -32,6 +47,14 @@ def shards(tmp_path):
                 buffer = io.BytesIO()
                 Image.fromarray(sheet).save(buffer, "WEBP", lossless=True)
                 sample[f"{kind}.webp"] = buffer.getvalue()
+            depth = np.full((32, 96), 65535, np.uint16)
+            depth[4:12, 4:12] = np.linspace(20000, 30000, 8)  # of the view in row 0, column 0, nearer on the left
+            normal = np.full((32, 96, 3), 127, np.uint8)
+            normal[4:12, 4:12] = (200, 127, 250)
+            for kind, pixels in (("depth", depth), ("normal", normal)):
+                buffer = io.BytesIO()
+                Image.fromarray(pixels).save(buffer, "PNG")
+                sample[f"targets.{kind}.png"] = buffer.getvalue()
             writer.write(sample)
     return folder
 
@@ -68,6 +91,32 @@ def test_datasets(shards, tmp_path):
         TileDataset(tmp_path)
 
 
+def test_depth_picture():
+    """Each picture from its own nearest to its own farthest point; what is behind shows the background."""
+    depth, mask = np.array([[2.0, 3.0], [4.0, 9.0]]), np.array([[True, True], [True, False]])
+    picture = depth_picture(depth, mask)
+    assert picture[..., 0].tolist() == [[0, 128], [255, 0]] and picture[..., 3].tolist() == [[255, 255], [255, 0]]
+    assert not depth_picture(depth, mask & ~mask).any()
+
+
+@pytest.mark.parametrize("condition", ("depth", "normals", "rgb"))
+def test_conditions(shards, condition):
+    """Sample 0 has the view with passes at its top left; mirrored, input 1 has it as its target 0."""
+    data = TileDataset(shards, condition=condition)
+    plain, mirrored = data[0], data[3]
+    name = "tile" if condition == "rgb" else "control"
+    control, flipped = (plain[name] + 1) / 2, (mirrored[name] + 1) / 2
+    assert control.shape == (3, 48, 32) and torch.allclose(control[:, 0, 0], torch.tensor(127 / 255))
+    inside, seen = control[:, 4:12, 4:12], flipped[:, 4:12, 4:12].flip(2)
+    if condition == "depth":
+        assert inside[0, 0, 0] == 0 and inside[0, 0, 7] == 1 and torch.equal(seen, inside)
+    else:  # the x axis points to the other side
+        assert torch.allclose(inside[:, 0, 0] * 255, torch.tensor([200.0, 127.0, 250.0]))
+        assert torch.allclose(seen[:, 0, 0] * 255, torch.tensor([55.0, 127.0, 250.0]))
+    if condition == "rgb":
+        assert torch.equal(plain["control"], TileDataset(shards)[0]["tile"])
+
+
 def test_initial_encoder_is_a_principal_component_analysis():
     """Its latents explain the picture as well as the leading singular vectors of all blocks of 16 x 16 pixels do."""
     torch.manual_seed(0)
@@ -97,6 +146,21 @@ def test_initial_latents_have_the_usual_deviation():
     torch.testing.assert_close(posterior.std, torch.full_like(posterior.std, 5.49 * 0.03), rtol=1e-2, atol=0)
 
 
+def test_reference_scale_changes_raw_latents_alone():
+    """The reference's latents are twice as large; what the UNet denoises, and what the decoder makes of it, stay."""
+    torch.manual_seed(0)
+    vae, pixels = train_vae.AutoencoderKL(**train_vae.CONFIG), torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        before = vae.encode(pixels).latent_dist
+        scaled, decoded = before.mean * vae.config.scaling_factor, vae.decode(before.mean).sample
+        mini.scale_reference(vae, 2)
+        after = vae.encode(pixels).latent_dist
+        torch.testing.assert_close(after.mean, 2 * before.mean)
+        torch.testing.assert_close(after.std, 2 * before.std)
+        torch.testing.assert_close(after.mean * vae.config.scaling_factor, scaled)
+        torch.testing.assert_close(vae.decode(after.mean).sample, decoded, rtol=1e-3, atol=1e-5)
+
+
 def test_phase_1_trains_self_attention_and_cross_attention_keys_and_values(pipe):
     block = "mid_block.attentions.0.transformer_blocks.0"
     names = {name for name in train.trainable_parameters(pipe.unet, "attention") if name.startswith("mid_block")}
@@ -115,16 +179,30 @@ def test_min_snr_weights():
     assert train.min_snr_weight(scheduler, steps, 0.0).tolist() == [1, 1, 1]
 
 
-def test_training_saves_a_pipeline_and_resumes(pipe, shards, tmp_path):
+@pytest.fixture
+def arguments(pipe, shards, tmp_path):
+    """Builds the command line of a tiny run in the folder `name`, of `steps` steps of 4 tiles."""
     pipe.save_pretrained(tmp_path / "start")
-    common = ["--checkpoint", tmp_path / "start", "--data", shards, "--output", tmp_path / "run", "--batch_size", "2"]
-    common += ["--preset", "scratch", "--cache_latents", "--validation_steps", "2", "--ema_decay", "0.5"]
-    train.main([str(part) for part in (*common, "--steps", "2")])
-    train.main([str(part) for part in (*common, "--steps", "3")])
+
+    def build(name, steps, *more):
+        given = ["--phase", "scratch", "--checkpoint", tmp_path / "start", "--data", shards]
+        given += ["--output", tmp_path / name, "--batch_size", 4, "--micro_batch_size", 2, "--steps", steps]
+        given += ["--report_to", "none", "--lr_scheduler", "constant", "--validation_steps", 100, *more]
+        return [str(part) for part in given]
+
+    return build
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_training_saves_what_it_trained(arguments, pipe, tmp_path):
+    train.main(arguments("run", 2, "--ema_decay", "0.5", "--validation_steps", "2", "--cache_latents"))
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in log] == [1, 2, 3]
     assert {"psnr_t999_with", "psnr_t999_without"} <= set(log[1])
-    trained = Zero123PlusPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert Image.open(tmp_path / "run" / "validation" / "000002.webp").size == (16 + 6 * 16 + 4 + 6 * 16, 4 * 16)
+    trained = Zero123PlusPipeline.from_pretrained(tmp_path / "run" / "checkpoint-2")
     assert trained.config.ramping_coefficients != pipe.config.ramping_coefficients
     changed = {
         name
@@ -133,6 +211,143 @@ def test_training_saves_a_pipeline_and_resumes(pipe, shards, tmp_path):
         if not torch.equal(ours, before)
     }
     assert changed == {"unet", "vision_encoder"}
+
+
+def test_a_resumed_run_has_the_losses_of_an_unbroken_one(arguments, tmp_path):
+    train.main(arguments("whole", 4))
+    train.main(arguments("broken", 2))
+    (tmp_path / "broken" / "log.jsonl").open("a").write('{"step": 3, "loss": 0}\n{"step"')  # beyond the checkpoint
+    train.main(arguments("broken", 4))
+    assert losses(tmp_path / "broken") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+    assert [path.name for path in train.checkpoints(tmp_path / "broken")] == ["checkpoint-2", "checkpoint-4"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues(arguments, tmp_path):
+    command = [sys.executable, "-m", "training.train", *arguments("killed", 1000, "--save_minutes", "0")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not train.checkpoints(tmp_path / "killed") and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    step = int(train.checkpoints(tmp_path / "killed")[-1].name[11:])
+    train.main(arguments("killed", step + 1))
+    train.main(arguments("whole", step + 1))
+    assert losses(tmp_path / "killed") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(arguments, tmp_path):
+    train.main(arguments("one", 2))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines"]
+    launch += ["1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "training.train"]
+    subprocess.run([*launch, *arguments("two", 2)], check=True, stderr=subprocess.DEVNULL)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+def test_batch_must_divide_into_micro_batches(arguments):
+    with pytest.raises(SystemExit, match="`--batch_size` 4 is no multiple of 3"):
+        train.main([*arguments("run", 1), "--micro_batch_size", "3"])
+
+
+def test_dry_run_counts_and_computes_nothing(arguments, pipe, tmp_path, capsys):
+    train.main(arguments("run", 2, "--dry_run"))
+    printed = capsys.readouterr().out
+    count = sum(p.numel() for part in (pipe.unet, pipe.vision_encoder) for p in part.parameters()) + 16
+    assert f"trains        {count:,} of {count:,}" in printed and "TFLOP a step" in printed and "GiB" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_lora_run_is_loaded_as_lora(arguments, pipe, picture, run, tmp_path):
+    train.main(arguments("run", 2, "--lora_rank", "2", "--learning_rate", "0.1", "--ema_decay", "0"))
+    before = run(pipe, picture)
+    pipe.load_lora_weights(tmp_path / "run" / "checkpoint-2")
+    assert_differ(before, run(pipe, picture))
+
+
+def test_controlnet_alone_trains_and_resumes(arguments, pipe, picture, run, tmp_path):
+    train_controlnet.main(arguments("whole", 2)[2:])
+    train_controlnet.main(arguments("broken", 1)[2:])
+    train_controlnet.main(arguments("broken", 2)[2:])
+    assert losses(tmp_path / "broken") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+    trained = ControlNetModel.from_pretrained(tmp_path / "broken" / "checkpoint-2")
+    before = run(pipe, picture)
+    pipe.add_controlnet(trained)
+    control = Image.new("RGB", (32, 48), "white")
+    torch.testing.assert_close(run(pipe, picture, control_image=control, controlnet_conditioning_scale=0.0), before)
+    assert (run(pipe, picture, control_image=control, controlnet_conditioning_scale=100.0) - before).abs().max() > 1e-4
+
+
+def test_controlnet_sees_in_training_what_it_sees_in_the_pipeline(pipe, shards):
+    sample = TileDataset(shards, condition="depth")[0]
+    pipe.add_controlnet()
+    shown = pipe.prepare_control_image((sample["control"] + 1) / 2, 1, 1, 48, 32, "cpu")[0]
+    torch.testing.assert_close(shown, sample["control"], rtol=0, atol=1e-2)
+
+
+def test_data_without_the_pass_is_refused(arguments, shards):
+    with webdataset.TarWriter(str(shards / "shard-00001.tar"), encoder=False) as writer:
+        writer.write({"__key__": "cup-3", "json": b"{}", "inputs.webp": b"", "targets.webp": b""})
+    with pytest.raises(ValueError, match="cup-3 of .* has no targets.depth.png"):
+        train_controlnet.main(arguments("run", 1)[2:])
+
+
+def test_starts_from_stable_diffusion_2(pipe, tmp_path):
+    parts = ("vae", "text_encoder", "tokenizer", "unet")
+    scheduler = DDIMScheduler(prediction_type="v_prediction")
+    given = {name: getattr(pipe, name) for name in parts}
+    extra = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    StableDiffusionPipeline(**given, scheduler=scheduler, **extra).save_pretrained(tmp_path / "sd2")
+    pipe.vision_encoder.save_pretrained(tmp_path / "clip")
+    pipe.feature_extractor_clip.save_pretrained(tmp_path / "clip")
+    ours = train.load(str(tmp_path / "sd2"), str(tmp_path / "clip"))
+    torch.testing.assert_close(ours.unet.conv_in.weight, pipe.unet.conv_in.weight)
+    assert ours.scheduler.config.beta_schedule == "linear" and ours.scheduler.config.timestep_spacing == "trailing"
+    assert list(ours.feature_extractor_vae.image_std) == [0.8] * 3
+    StableDiffusionPipeline(**given, scheduler=DDIMScheduler(), **extra).save_pretrained(tmp_path / "sd2-base")
+    with pytest.raises(ValueError, match="predicts 'epsilon'"):
+        train.load(str(tmp_path / "sd2-base"), str(tmp_path / "clip"))
+
+
+class TestStream:
+    def test_every_epoch_has_every_sample_once_in_another_order(self):
+        indices = [sample["index"] for sample in Stream(Numbers(10), 0, 0, 20)]
+        assert sorted(indices[:10]) == sorted(indices[10:]) == list(range(10)) and indices[:10] != indices[10:]
+
+    def test_goes_on_anywhere(self):
+        whole, rest = list(Stream(Numbers(10), 0, 0, 20)), list(Stream(Numbers(10), 0, 7, 20))
+        assert rest == whole[7:] and len({sample["seed"] for sample in whole}) == 20
+
+    def test_skips_what_cannot_be_read(self):
+        samples = list(Stream(Numbers(10, broken={3}), 0, 0, 10))
+        assert 3 not in [sample["index"] for sample in samples] and sum(s["skipped"] for s in samples) == 1
+        with pytest.raises(ValueError, match="100 samples in a row"):
+            Stream(Numbers(2, broken={0, 1}), 0, 0, 1)[0]
+
+
+class Numbers:
+    """A dataset of numbers, some of which cannot be read."""
+
+    def __init__(self, count, broken=()):
+        self.count, self.broken = count, broken
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index in self.broken:
+            raise ValueError("broken")
+        return {"index": index}
+
+
+def test_a_damaged_sample_is_named(shards):
+    entry = index_shards(shards)[1]
+    with open(entry["shard"], "r+b") as file:
+        file.seek(entry["members"]["targets.webp"][0])
+        file.write(b"x" * 64)
+    assert read_object(index_shards(shards)[0])["name"] == "mug-1"
+    with pytest.raises(ValueError, match="shard-00000.tar cannot be read"):
+        read_object(entry)
 
 
 def test_published_checkpoint_loads_by_itself_in_half_the_size(pipe, tmp_path):
@@ -148,3 +363,23 @@ def test_published_checkpoint_loads_by_itself_in_half_the_size(pipe, tmp_path):
         for folder in ("trained", "repository")
     ]
     assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_published_tokenizer_has_its_merges(pipe, tmp_path):
+    """transformers before 5 reads vocab.json and merges.txt: what they make of a text is what the tokenizer makes."""
+    vocabulary = {**pipe.tokenizer.get_vocab(), "ca": 200, "cat</w>": 201}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+    pipe.tokenizer = CLIPTokenizer.from_pretrained(tmp_path, model_max_length=16)
+    assert 201 in pipe.tokenizer("cat").input_ids
+    publish.write_pipeline(pipe, tmp_path / "published")
+    assert (tmp_path / "published" / "tokenizer" / "merges.txt").read_text() == "#version: 0.2\nc a\nca t</w>\n"
+    assert json.loads((tmp_path / "published" / "tokenizer" / "vocab.json").read_text())["cat</w>"] == 201
+
+
+def test_published_controlnet(pipe, tmp_path):
+    pipe.add_controlnet().save_pretrained(tmp_path / "trained")
+    publish.main(["--controlnet", str(tmp_path / "trained"), "--output", str(tmp_path / "repository")])
+    assert [path.name for path in (tmp_path / "repository").iterdir()] == ["controlnet"]
+    again = ControlNetModel.from_pretrained(tmp_path / "repository", subfolder="controlnet")
+    torch.testing.assert_close(again.conv_in.weight, pipe.controlnet.conv_in.weight, rtol=1e-3, atol=1e-4)

@@ -1,10 +1,14 @@
 """Assembles the untrained mini pipeline: stock classes at small size around a trained VAE.
 
-python -m training.mini --vae out/vae/vae --output out/mini
+    python -m training.mini --vae out/vae/vae --output out/mini
+
+The options are those of the paper's ablations (`training/ablations.sh`): they change the start, and with it all that
+is trained and sampled from it.
 """
 
 import argparse
 import json
+import math
 import tempfile
 from pathlib import Path
 
@@ -110,16 +114,42 @@ def build_pipeline(vae: AutoencoderKL, channels: tuple[int, ...] = (96, 192)) ->
     )
 
 
+@torch.no_grad()
+def scale_reference(vae: AutoencoderKL, factor: float):
+    """Makes raw latents, as which the reference is shown, `factor` times as large; scaled latents stay what they are.
+
+    Args:
+        vae: changed in place.
+        factor: 1 leaves the deviation of about 5.5 (5 times that of scaled latents, section 2.2 of the paper).
+    """
+    channels = vae.config.latent_channels
+    vae.quant_conv.weight[:channels] *= factor
+    vae.quant_conv.bias[:channels] *= factor
+    vae.quant_conv.bias[channels:] += 2 * math.log(factor)  # logarithm of the variance
+    vae.post_quant_conv.weight /= factor
+    vae.register_to_config(scaling_factor=vae.config.scaling_factor / factor)
+
+
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Assemble the untrained mini pipeline.")
     parser.add_argument("--vae", type=Path, required=True, help="folder of the VAE from training.train_vae")
     parser.add_argument("--output", type=Path, required=True, help="new folder of the pipeline")
+    parser.add_argument("--beta_schedule", choices=("linear", "scaled_linear"), default="linear")
+    parser.add_argument("--reference_scale", type=float, default=5.0, help="of the reference's latents")
+    parser.add_argument("--without", choices=("reference", "clip"), help="blank what reference attention or CLIP sees")
     options = parser.parse_args(argv)
     if options.output.exists():
         raise SystemExit(f"{options.output} exists: choose a new folder.")
     torch.manual_seed(0)
-    build_pipeline(AutoencoderKL.from_pretrained(options.vae)).save_pretrained(options.output)
+    pipe = build_pipeline(AutoencoderKL.from_pretrained(options.vae))
+    pipe.scheduler.register_to_config(beta_schedule=options.beta_schedule)
+    if options.reference_scale != 5:
+        scale_reference(pipe.vae, options.reference_scale / 5)
+    if options.without:
+        extractor = pipe.feature_extractor_vae if options.without == "reference" else pipe.feature_extractor_clip
+        extractor.image_std = [1e6] * 3  # every picture is the same
+    pipe.save_pretrained(options.output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Puts a trained pipeline into the root of this repository, in half precision and in shards that git can hold.
+"""Puts what was trained into the root of this repository, in half precision and in shards that git can hold.
 
-python -m training.publish --checkpoint out/scratch/pipeline
+python -m training.publish --checkpoint out/scratch
+python -m training.publish --controlnet out/depth
 """
 
 import argparse
@@ -10,40 +11,63 @@ import tempfile
 from pathlib import Path
 
 import torch
+from diffusers import ControlNetModel
 
 from pipeline import Zero123PlusPipeline
+
+from .train import checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_SHARD_SIZE = "16MB"
 
 
+def newest(folder: Path) -> Path:
+    """The newest checkpoint of a run's folder, or else the folder itself."""
+    return (checkpoints(folder) or [folder])[-1]
+
+
+def write_pipeline(pipe: Zero123PlusPipeline, folder: Path):
+    """Writes a pipeline as this repository has it: loadable by itself, with no trace of where it was trained."""
+    pipe.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+    index = folder / "model_index.json"
+    config = json.loads(index.read_text())
+    # As a pair, the class is found in pipeline.py and the folder loads without `custom_pipeline`. The ControlNet is
+    # loaded by subfolder: named here, it could not be replaced by another.
+    config |= {"_class_name": ["pipeline", "Zero123PlusPipeline"], "controlnet": [None, None]}
+    index.write_text(json.dumps(config, indent=2) + "\n")
+    # transformers before 5 reads a tokenizer from these two
+    bpe = json.loads(pipe.tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]]
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(bpe["vocab"], indent=0) + "\n")
+    (folder / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+
+
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Make a checkpoint the one that ships with the repository.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the pipeline to publish")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", type=Path, help="a pipeline's folder, or a run's output")
+    what.add_argument("--controlnet", type=Path, help="a ControlNet's folder, or a run's output")
+    parser.add_argument("--name", default="controlnet", help="folder of the ControlNet (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=ROOT, help="default: the root of this repository")
     options = parser.parse_args(argv)
 
-    pipe = Zero123PlusPipeline.from_pretrained(options.checkpoint, torch_dtype=torch.float16)
+    options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.output) as folder:
-        pipe.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
-        index = Path(folder) / "model_index.json"
-        config = json.loads(index.read_text())
-        # As a pair, the class is found in pipeline.py and the folder loads without `custom_pipeline`. The ControlNet
-        # is loaded by subfolder: named here, it could not be replaced by another.
-        config |= {"_class_name": ["pipeline", "Zero123PlusPipeline"], "controlnet": [None, None]}
-        index.write_text(json.dumps(config, indent=2) + "\n")
-        for path in (index, *Path(folder).glob("*/config.json")):
+        folder = Path(folder)
+        if options.controlnet:
+            controlnet = ControlNetModel.from_pretrained(newest(options.controlnet), torch_dtype=torch.float16)
+            controlnet.save_pretrained(folder / options.name, max_shard_size=MAX_SHARD_SIZE)
+        else:
+            checkpoint = newest(options.checkpoint)
+            write_pipeline(Zero123PlusPipeline.from_pretrained(checkpoint, torch_dtype=torch.float16), folder)
+        for path in (*folder.glob("model_index.json"), *folder.glob("*/config.json")):
             config = json.loads(path.read_text())
             config.pop("_name_or_path", None)  # where it lay on the machine that trained it
             if "dtype" in config:  # transformers' default is what is written here; diffusers' is float32
                 config["dtype"] = "float32"
             path.write_text(json.dumps(config, indent=2) + "\n")
-        # transformers before 5 reads a tokenizer from these; the mini's has no merges
-        vocabulary = json.dumps(pipe.tokenizer.get_vocab(), indent=0)
-        (Path(folder) / "tokenizer" / "vocab.json").write_text(vocabulary + "\n")
-        (Path(folder) / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
-        for part in Path(folder).iterdir():
+        for part in folder.iterdir():
             target = options.output / part.name
             if part.name == "pipeline.py" and target.exists():
                 continue

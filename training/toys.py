@@ -72,7 +72,7 @@ class Toy:
             if vert.co.z > 0:
                 vert.co.x, vert.co.y = vert.co.x * top, vert.co.y * top
         if round:
-            edges = list({edge for vert in verts for edge in vert.link_edges})
+            edges = list(dict.fromkeys(edge for vert in verts for edge in vert.link_edges))  # a set's order is random
             width = min(round, 0.45 * min(size))
             made = bmesh.ops.bevel(self.mesh, geom=edges, offset=width, segments=2, affect="EDGES", profile=0.5)
             verts = connected(made["verts"])
@@ -102,7 +102,7 @@ class Toy:
         for low, high in zip(rings, rings[1:]):
             for k in range(sides):
                 self.mesh.faces.new((low[k], low[k - 1], high[k - 1], high[k]))
-        bmesh.ops.recalc_face_normals(self.mesh, faces=list({f for v in verts for f in v.link_faces}))
+        bmesh.ops.recalc_face_normals(self.mesh, faces=list(dict.fromkeys(f for v in verts for f in v.link_faces)))
         self._place(verts, at, turn, paint)
 
     def ring(self, radius, thickness, at=(0, 0, 0), turn=(0, 0, 0), paint=0, arc=2 * math.pi):
@@ -150,6 +150,14 @@ class Toy:
 
     def finish(self, name: str) -> bpy.types.Object:
         """Links the mesh as one object to the scene and returns it."""
+        # Some operators' output comes in the order of addresses
+        for elements, place in (
+            (self.mesh.verts, lambda vert: vert.co),
+            (self.mesh.faces, lambda face: face.calc_center_median()),
+        ):
+            order = sorted(elements, key=lambda element: tuple(round(x, 5) for x in place(element)))
+            rank = {element: i for i, element in enumerate(order)}
+            elements.sort(key=rank.get)
         data = bpy.data.meshes.new(name)
         self.mesh.to_mesh(data)
         self.mesh.free()
@@ -162,11 +170,11 @@ class Toy:
 
 def connected(verts):
     """All vertices that share a piece of mesh with `verts`: a bevel returns only those that it made."""
-    found, todo = set(), list(verts)
+    found, todo = {}, list(verts)  # a dictionary, for its order
     while todo:
         vert = todo.pop()
         if vert not in found:
-            found.add(vert)
+            found[vert] = None
             todo += [edge.other_vert(vert) for edge in vert.link_edges]
     return list(found)
 
