@@ -1,11 +1,15 @@
 """Small real components that all tests share. Everything is seeded and offline."""
 
 import os
+import subprocess
+import sys
+import time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -76,3 +80,25 @@ def assert_same(ours, expected):
 def assert_differ(first, second):
     """Different by more than rounding."""
     assert (first - second).abs().max() > 1e-2
+
+
+@pytest.fixture
+def ray_cluster():
+    """The address of a real Ray of two workers on this machine, and a function that kills a worker at its work."""
+    pytest.importorskip("ray")
+    command = [sys.executable, "-m", "ray.scripts.scripts"]
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    start = ["start", "--head", "--port", "6399", "--num-cpus", "2", "--include-dashboard", "false"]
+    subprocess.run([*command, *start], **quiet)
+
+    def kill(name, job):
+        """Waits for a worker process whose title begins with `name` while `job` runs, and kills it."""
+        found = []
+        while not found and job.poll() is None:
+            time.sleep(0.1)
+            found = [process for process in psutil.process_iter(["name"]) if process.info["name"].startswith(name)]
+        assert found, job.stderr.read()
+        found[0].kill()
+
+    yield "127.0.0.1:6399", kill
+    subprocess.run([*command, "stop", "--force"], **quiet)

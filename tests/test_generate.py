@@ -1,13 +1,19 @@
 """The command line, on a checkpoint of the tests."""
 
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import PurePosixPath
 
+import fsspec
 import numpy as np
 import PIL.Image
 import pytest
 from conftest import noise_picture
 
 import generate
+import prepare
 
 
 @pytest.fixture
@@ -17,8 +23,8 @@ def command(pipe, tmp_path):
     noise_picture(0).save(tmp_path / "toy.png")
 
     def call(*arguments):
-        fixed = ["-o", tmp_path / "out", "--checkpoint", tmp_path / "checkpoint", "--steps", "1", "--device", "cpu"]
-        return generate.main([str(part) for part in (*arguments, *fixed)])
+        fixed = ["--checkpoint", tmp_path / "checkpoint", "--steps", "1", "--device", "cpu"]
+        return generate.main([str(part) for part in ("-o", tmp_path / "out", *fixed, *arguments)])
 
     return call
 
@@ -51,17 +57,118 @@ def test_never_overwrites_unasked(command, tmp_path, capsys):
 
 @pytest.mark.parametrize("content", [b"no picture", b"", None], ids=["text", "empty", "missing"])
 def test_bad_input_is_one_line_and_code_2(command, tmp_path, capsys, content):
+    """And the good picture beside it is done."""
     path = tmp_path / "bad.png"
     if content is not None:
         path.write_bytes(content)
     assert command(tmp_path / "toy.png", path) == 2
-    captured = capsys.readouterr()
-    assert len(captured.err.strip().splitlines()) == 1 and "bad.png" in captured.err
-    assert not (tmp_path / "out").exists()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("generate.py")]
+    assert len(lines) == 1 and "bad.png cannot be read" in lines[0]
+    assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["toy"]
 
 
-def test_two_pictures_of_one_name(command, tmp_path, capsys):
-    (tmp_path / "other").mkdir()
-    noise_picture(1).save(tmp_path / "other" / "toy.jpg")
-    assert command(tmp_path / "toy.png", tmp_path / "other" / "toy.jpg") == 2
-    assert "rename one" in capsys.readouterr().err
+def tile(tmp_path, name):
+    return np.asarray(PIL.Image.open(tmp_path / "out" / name / "tile.png")).astype(int)
+
+
+def test_folders_and_patterns_in_batches(command, tmp_path):
+    """Each result is what the picture gives alone; what is there is left out when the run goes on."""
+    (tmp_path / "photos" / "old").mkdir(parents=True)
+    for i, name in enumerate(("a.png", "b.jpg", "old/c.webp")):
+        noise_picture(i).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    assert command(tmp_path / "photos", "--batch-size", 2) == 0
+    together = {name: tile(tmp_path, name) for name in ("a", "b", "old/c")}
+    assert command(tmp_path / "photos" / "?.*") == 2  # a and b are there
+    (tmp_path / "out" / "a" / "cameras.json").write_text("kept")
+    shutil.rmtree(tmp_path / "out" / "b")
+    assert command(tmp_path / "photos" / "?.*", "--resume") == 0
+    assert (tmp_path / "out" / "a" / "cameras.json").read_text() == "kept"
+    assert np.abs(tile(tmp_path, "b") - together["b"]).max() <= 1
+    assert np.abs(together["a"] - together["b"]).max() > 1
+
+
+def test_pictures_that_would_share_a_result(command, tmp_path, capsys):
+    (tmp_path / "more").mkdir()
+    noise_picture(1).save(tmp_path / "more" / "toy.jpg")
+    assert command(tmp_path / "toy.png", tmp_path / "more" / "toy.jpg") == 2
+    assert "would both be written to toy" in capsys.readouterr().err
+
+
+def test_other_file_systems(command, tmp_path):
+    """Pictures from one and results to another that are not the disk: fsspec's memory."""
+    memory = fsspec.filesystem("memory")
+    memory.put_file(str(tmp_path / "toy.png"), "/photos/toy.png")
+    assert command("memory://photos", "--output", "memory://views") == 0
+    assert {PurePosixPath(path).name for path in memory.ls("/views/toy", detail=False)} >= {"tile.png", "cameras.json"}
+    assert command("memory://photos", "--output", "memory://views") == 2
+    memory.rm("/views/toy/cameras.json")  # as if it had been killed
+    assert command("memory://photos", "--output", "memory://views", "--resume") == 0
+    assert memory.exists("/views/toy/cameras.json")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ray_makes_what_one_machine_makes(command, ray_cluster, tmp_path):
+    """One worker is killed at work; nothing is lost, and each picture is reported once."""
+    address, kill = ray_cluster
+    (tmp_path / "photos").mkdir()
+    for i in range(6):
+        noise_picture(i).save(tmp_path / "photos" / f"{i}.png")
+    job = [sys.executable, generate.ROOT / "generate.py", tmp_path / "photos", "-o", tmp_path / "ray"]
+    job += [
+        "--checkpoint",
+        tmp_path / "checkpoint",
+        "--steps",
+        20,
+        "--device",
+        "cpu",
+        "--ray",
+        address,
+        "--workers",
+        2,
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    job = subprocess.Popen([str(part) for part in job], **pipes)
+    kill("ray::MapWorker", job)
+    printed, errors = job.communicate()
+    assert job.returncode == 0, errors
+    assert sorted(printed.split()) == [str(tmp_path / "ray" / str(i) / "tile.png") for i in range(6)]
+    assert command(tmp_path / "photos", "--steps", 20) == 0
+    for i in range(6):
+        ours = np.asarray(PIL.Image.open(tmp_path / "ray" / str(i) / "tile.png")).astype(int)
+        assert np.abs(ours - tile(tmp_path, str(i))).max() <= 1
+
+
+def test_preview_forms_and_goes(command, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(generate, "write_picture", lambda picture, url: seen.append((picture.size, url)))
+    assert command(tmp_path / "toy.png", "--preview") == 0
+    assert seen == [((32, 48), str(tmp_path / "out" / "toy.preview.png"))]
+
+
+def test_foreground_ratio_wants_transparency(command, tmp_path, capsys):
+    assert command(tmp_path / "toy.png", "--foreground-ratio", 0.8) == 2
+    assert "remove its background first" in capsys.readouterr().err
+    picture = PIL.Image.new("RGBA", (40, 40))
+    picture.paste((200, 0, 0, 255), (0, 0, 10, 5))
+    picture.save(tmp_path / "toy.png")
+    assert command(tmp_path / "toy.png", "--foreground-ratio", 0.8) == 0
+
+
+def test_recentre():
+    picture = PIL.Image.new("RGBA", (40, 30))
+    picture.paste((200, 0, 0, 255), (2, 3, 22, 13))  # 20 x 10 pixels
+    square = prepare.recentre(picture, 0.8)
+    assert square.size == (25, 25)
+    assert PIL.Image.fromarray(np.asarray(square)[..., 3]).getbbox() == (2, 7, 22, 17)
+    with pytest.raises(ValueError, match="`foreground_ratio` is 2"):
+        prepare.recentre(picture, 2)
+    with pytest.raises(ValueError, match="transparent everywhere"):
+        prepare.recentre(PIL.Image.new("RGBA", (4, 4), (0, 0, 0, 0)), 0.5)
+
+
+def test_transparent_pictures_keep_their_own_matte():
+    """No model is asked for."""
+    picture = PIL.Image.new("RGBA", (4, 4), (9, 9, 9, 0))
+    assert prepare.remove_background(picture).getpixel((0, 0)) == (9, 9, 9, 0)

@@ -6,12 +6,9 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 import types
-from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import webdataset
 from PIL import Image
@@ -131,26 +128,15 @@ def test_renders_depend_on_the_object_alone(rendered, meshes, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ray_renders_what_one_machine_renders(meshes, rendered, tmp_path):
-    """On a real Ray of two workers, one of which is killed at work, every view is the same to the bit."""
-    pytest.importorskip("ray")
-    ray = [str(Path(sys.executable).with_name("ray"))]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    start = ["start", "--head", "--port", "6399", "--num-cpus", "2", "--include-dashboard", "false"]
-    subprocess.run([*ray, *start], check=True, **quiet)
-    try:
-        command = [sys.executable, "-m", "training.render", "--ray", "127.0.0.1:6399", "--shard_size", "1"]
-        command += arguments(tmp_path / "data", "--objects", meshes)
-        job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        workers = []
-        while not workers and job.poll() is None:
-            time.sleep(0.1)
-            workers = [p for p in psutil.process_iter(["name"]) if p.info["name"].startswith("ray::render_sha")]
-        assert workers, job.stderr.read()
-        workers[0].kill()
-        assert job.wait() == 0, job.stderr.read()
-    finally:
-        subprocess.run([*ray, "stop", "--force"], check=True, **quiet)
+def test_ray_renders_what_one_machine_renders(ray_cluster, meshes, rendered, tmp_path):
+    """One worker is killed at work; every view is the same to the bit."""
+    address, kill = ray_cluster
+    command = [sys.executable, "-m", "training.render", "--ray", address, "--shard_size", "1"]
+    command += arguments(tmp_path / "data", "--objects", meshes)
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    kill("ray::render_sha", job)
+    _, errors = job.communicate()
+    assert job.returncode == 0, errors
     ours, expected = (load_objects(folder) for folder in (tmp_path / "data", rendered))
     assert [item["name"] for item in ours] == [item["name"] for item in expected]
     for name in ("inputs", "targets"):

@@ -198,9 +198,11 @@ def losses(folder):
 
 
 def test_training_saves_what_it_trained(arguments, pipe, tmp_path):
-    train.main(arguments("run", 2, "--ema_decay", "0.5", "--validation_steps", "2", "--cache_latents"))
+    schedule = ["--lr_scheduler", "cosine", "--warmup_steps", "1", "--learning_rate", "0.001"]
+    train.main(arguments("run", 2, *schedule, "--ema_decay", "0.5", "--validation_steps", "2", "--cache_latents"))
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert {"psnr_t999_with", "psnr_t999_without"} <= set(log[1])
+    assert [record["lr"] for record in log] == pytest.approx([0.001, 0])  # of the step to come: risen, fallen
     assert Image.open(tmp_path / "run" / "validation" / "000002.webp").size == (16 + 6 * 16 + 4 + 6 * 16, 4 * 16)
     trained = Zero123PlusPipeline.from_pretrained(tmp_path / "run" / "checkpoint-2")
     assert trained.config.ramping_coefficients != pipe.config.ramping_coefficients
@@ -213,6 +215,7 @@ def test_training_saves_what_it_trained(arguments, pipe, tmp_path):
     assert changed == {"unet", "vision_encoder"}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_losses_of_an_unbroken_one(arguments, tmp_path):
     train.main(arguments("whole", 4))
     train.main(arguments("broken", 2))
@@ -265,6 +268,7 @@ def test_lora_run_is_loaded_as_lora(arguments, pipe, picture, run, tmp_path):
     assert_differ(before, run(pipe, picture))
 
 
+@pytest.mark.slow
 def test_controlnet_alone_trains_and_resumes(arguments, pipe, picture, run, tmp_path):
     train_controlnet.main(arguments("whole", 2)[2:])
     train_controlnet.main(arguments("broken", 1)[2:])

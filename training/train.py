@@ -552,7 +552,9 @@ def main(argv: list[str] | None = None):
         from torch.optim import AdamW
     optimizer = AdamW(parameters, lr=o.learning_rate, weight_decay=1e-2)
     # Not prepared: accelerate would step it once for each process
-    lr_scheduler = get_scheduler(o.lr_scheduler, optimizer, o.warmup_steps, o.steps)
+    lr_scheduler = get_scheduler(
+        o.lr_scheduler, optimizer, num_warmup_steps=o.warmup_steps, num_training_steps=o.steps
+    )
     model, optimizer = accelerator.prepare(model.train(), optimizer)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     ema = EMAModel(parameters, decay=o.ema_decay, use_ema_warmup=False)

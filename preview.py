@@ -1,0 +1,52 @@
+"""Small pictures of the views while they form: a callback for the pipeline, for generate.py and the page."""
+
+from collections.abc import Callable
+
+import PIL.Image
+import torch
+
+from pipeline import preprocess, unscale_image, unscale_latents
+
+SMALL_VAE = 20_000_000  # parameters up to which decoding costs next to nothing
+
+
+class Preview:
+    """A `callback_on_step_end` that hands the first tile, as it is so far, to `show`.
+
+    A small VAE decodes it. A large one is replaced by the linear map from latents to colours that fits it best on the
+    picture at hand: a matrix product a step, and a picture of the latents' size.
+
+    Args:
+        pipe: the pipeline.
+        picture: its input, RGB.
+        show: is called with the number of steps done and an RGB picture.
+    """
+
+    @torch.no_grad()
+    def __init__(self, pipe, picture: PIL.Image.Image, show: Callable[[int, PIL.Image.Image], None]):
+        self.show, self.colours = show, None
+        if sum(parameter.numel() for parameter in pipe.vae.parameters()) > SMALL_VAE:
+            pixels = preprocess(pipe.feature_extractor_vae, [picture]).to(pipe._execution_device, pipe.vae.dtype)
+            latents = pipe.vae.encode(pixels).latent_dist.mean[0].float()  # (C, h, w)
+            seen = torch.nn.functional.adaptive_avg_pool2d(pixels[0].float(), latents.shape[1:])
+            self.colours = torch.linalg.lstsq(
+                with_one(latents).T.cpu(), seen.flatten(1).T.cpu()
+            ).solution  # (C + 1, 3)
+
+    @torch.no_grad()
+    def __call__(self, pipe, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+        latents = tensors["latents"][:1].float()
+        # Schedulers scale noisy latents differently; clean ones have about this deviation
+        latents = unscale_latents(latents / latents.std() * 0.75) / pipe.vae.config.scaling_factor
+        if self.colours is None:
+            pixels = pipe.vae.decode(latents.to(pipe.vae.dtype)).sample[0].float()
+        else:
+            pixels = (self.colours.T @ with_one(latents[0]).cpu()).unflatten(1, latents.shape[2:])
+        pixels = (unscale_image(pixels).clamp(-1, 1) + 1) * 127.5
+        self.show(step + 1, PIL.Image.fromarray(pixels.permute(1, 2, 0).round().byte().cpu().numpy()))
+        return {}
+
+
+def with_one(latents: torch.Tensor) -> torch.Tensor:
+    """Latents of shape (C, h, w) as columns, with a row of ones for the offset: (C + 1, h w)."""
+    return torch.cat([latents, torch.ones_like(latents[:1])]).flatten(1)
