@@ -48,7 +48,11 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--remove-background", action="store_true", help="with rembg, where a picture has no transparency")
     add("--foreground-ratio", type=float, help="recentre: the object's larger side as a share of the picture's")
     add("--export", choices=export.FORMATS, action="append", default=[], help="also write the views for this program")
-    add("--preview", action="store_true", help="keep NAME/preview.png up to date while the views form")
+    add(
+        "--preview",
+        action="store_true",
+        help="keep NAME.preview.png, of a batch's first picture, up to date while the views form",
+    )
     add("--overwrite", action="store_true", help="replace results of an earlier run")
     add("--resume", action="store_true", help="leave out pictures whose results are there")
     add("--ray", metavar="ADDRESS", help="run on this Ray cluster ('auto': the one at hand), a model per worker")
@@ -122,13 +126,10 @@ class Generator:
         """
         results, batch = {}, []
         for url, name in jobs:
-            if not self.options.overwrite and is_done(self.options.output, name):
-                results[name] = None  # by a worker that was lost afterwards
-                continue
             try:
                 batch.append((name, self.read(url)))
             except (OSError, ValueError) as error:
-                results[name] = f"{url} cannot be read as a picture: {' '.join(str(error).split())}"
+                results[name] = " ".join(str(error).split())
         try:
             if batch:
                 self.generate(batch, progress)
@@ -138,13 +139,23 @@ class Generator:
         return [{"picture": url, "name": name, "error": results[name]} for url, name in jobs]
 
     def read(self, url: str) -> PIL.Image.Image:
-        """Opens and prepares a picture."""
-        with fsspec.open(url) as file, PIL.Image.open(file) as picture:
-            picture.load()
-        if self.options.remove_background:
-            picture = prepare.remove_background(picture)
-        if self.options.foreground_ratio is not None:
-            picture = prepare.recentre(picture, self.options.foreground_ratio)
+        """Opens and prepares a picture.
+
+        Raises:
+            ValueError: if it cannot be read or prepared, naming it.
+        """
+        try:
+            with fsspec.open(url) as file, PIL.Image.open(file) as picture:
+                picture.load()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{url} cannot be read as a picture: {error}") from error
+        try:
+            if self.options.remove_background:
+                picture = prepare.remove_background(picture)
+            if self.options.foreground_ratio is not None:
+                picture = prepare.recentre(picture, self.options.foreground_ratio)
+        except ValueError as error:
+            raise ValueError(f"{url}: {error}") from error
         return load_pictures(picture, url)[0]
 
     def generate(self, batch: list[tuple[str, PIL.Image.Image]], progress: bool):
@@ -189,9 +200,11 @@ def find_done(output: str, jobs: list[tuple[str, str]], resume: bool) -> set[str
     done = set()
     for _, name in jobs:
         fs, path = fsspec.core.url_to_fs(join(output, name))
-        if is_done(output, name) and resume:
+        if resume and is_done(output, name):
             done.add(name)
-        elif fs.exists(path) and not (resume and not isinstance(fs, LocalFileSystem)):  # remote: begun, not finished
+        elif resume and not isinstance(fs, LocalFileSystem):
+            pass  # begun and not finished, or not there: elsewhere a folder does not appear whole
+        elif fs.exists(path):
             raise ValueError(
                 f"{path} exists: choose another --output, --overwrite it, or --resume where it is a result."
             )
@@ -199,11 +212,12 @@ def find_done(output: str, jobs: list[tuple[str, str]], resume: bool) -> set[str
 
 
 def write_picture(picture: PIL.Image.Image, url: str):
-    """Writes a PNG."""
+    """Writes a PNG beside its place and puts it there."""
     fs, path = fsspec.core.url_to_fs(url)
-    fs.makedirs(PurePosixPath(path).parent, exist_ok=True)
-    with fs.open(path, "wb") as file:
+    fs.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+    with fs.open(f"{path}.partial", "wb") as file:
         picture.save(file, "PNG")
+    fs.mv(f"{path}.partial", path)
 
 
 def write_result(folder: Path, pipe, tile: PIL.Image.Image, views: list[PIL.Image.Image], exports: list[str]):
@@ -231,15 +245,16 @@ def write_result(folder: Path, pipe, tile: PIL.Image.Image, views: list[PIL.Imag
 def put(folder: Path, output: str, name: str):
     """Puts a written folder in its place, whole: locally by a rename, elsewhere with `cameras.json` last."""
     fs, target = fsspec.core.url_to_fs(join(output, name))
-    if fs.exists(target):
-        fs.rm(target, recursive=True)
     if isinstance(fs, LocalFileSystem):
         fresh = Path(f"{target}.partial")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(folder, fresh)
+        shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)
     else:
+        if fs.exists(target):
+            fs.rm(target, recursive=True)
         paths = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda p: p.name == "cameras.json")
         for path in paths:
             fs.put_file(str(path), f"{target}/{path.relative_to(folder).as_posix()}")
@@ -259,7 +274,11 @@ class RayGenerator(Generator):
     """[`Generator`] as Ray Data calls it: rows of plain text in and out."""
 
     def __call__(self, row: dict) -> dict:
-        return {"results": json.dumps(super().__call__(json.loads(row["jobs"])))}
+        jobs = json.loads(row["jobs"])
+        # A worker that was lost may have done some of them
+        left = jobs if self.options.overwrite else [job for job in jobs if not is_done(self.options.output, job[1])]
+        done = [{"picture": url, "name": name, "error": None} for url, name in jobs if [url, name] not in left]
+        return {"results": json.dumps(done + super().__call__(left))}
 
 
 def run_on_ray(batches: list[list], options: argparse.Namespace) -> Iterator[list[dict]]:
@@ -295,8 +314,10 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"generate.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    todo = [job for job in jobs if job[1] not in there]
-    batches = [todo[i : i + options.batch_size] for i in range(0, len(todo), options.batch_size)]
+    left = [job for job in jobs if job[1] not in there]
+    if not left:
+        return 0
+    batches = [left[i : i + options.batch_size] for i in range(0, len(left), options.batch_size)]
     failed = 0
     with tqdm(total=len(jobs), initial=len(there), unit="picture", disable=len(batches) < 2) as bar:
         try:

@@ -126,6 +126,14 @@ def camera_poses(azimuths, elevations, radius: float) -> np.ndarray:
     return np.concatenate([matrix, np.stack([zero, zero, zero, one], axis=-1)[:, None]], axis=1)
 
 
+def camera_intrinsics(fov: float, height: int, width: int) -> np.ndarray:
+    """Pinhole intrinsics of a view of `height` x `width` pixels and a vertical field of view of `fov` degrees: shape
+    (3, 3), in pixels; the principal point is the centre.
+    """
+    focal = height / 2 / math.tan(math.radians(fov) / 2)
+    return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+
+
 class ReferenceCache:
     """Keys and values of the reference picture, by self-attention layer: one reference pass writes, any number read.
 
@@ -522,8 +530,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """
         if min(height, width) < 1:
             raise ValueError(f"`height` and `width` are {height} and {width}, but must be at least 1 pixel.")
-        focal = height / 2 / math.tan(math.radians(self.config.view_fov) / 2)
-        return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+        return camera_intrinsics(self.config.view_fov, height, width)
 
     @property
     def interrupt(self) -> bool:

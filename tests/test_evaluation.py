@@ -47,7 +47,7 @@ def test_ssim():
 
 def plain_lpips(a, b):
     """LPIPS as its paper states it, in PyTorch: unit-length AlexNet features, weighted squared differences."""
-    parameters = metrics._lpips_network()[1]["params"]
+    parameters = metrics.lpips_network()[1]["params"]
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     x = torch.stack([torch.from_numpy(picture) * 2 - 1 for picture in (a, b)])
     x = ((x - shift) / scale).permute(0, 3, 1, 2)

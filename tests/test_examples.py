@@ -41,7 +41,13 @@ def test_text_to_views(pipe, checkpoint, tmp_path):
     arguments = ["a toy", "-o", tmp_path / "out", "--text-model", tmp_path / "text", "--checkpoint", checkpoint]
     arguments += ["--keep-background", "--text-steps", 1, "--steps", 1, "--device", "cpu"]
     load("text_to_views").main([str(part) for part in arguments])
-    assert files(tmp_path / "out") == {"picture.png", "input.png", "tile.png", *(f"view_{i}.png" for i in range(6))}
+    assert files(tmp_path / "out") == {
+        "picture.png",
+        "input.png",
+        "tile.png",
+        "cameras.json",
+        *(f"view_{i}.png" for i in range(6)),
+    }
     assert PIL.Image.open(tmp_path / "out" / "picture.png").size == (64, 64)
     assert PIL.Image.open(tmp_path / "out" / "tile.png").size == (32, 48)
 

@@ -14,6 +14,7 @@ from conftest import noise_picture
 
 import generate
 import prepare
+import preview
 
 
 @pytest.fixture
@@ -84,6 +85,7 @@ def test_folders_and_patterns_in_batches(command, tmp_path):
     shutil.rmtree(tmp_path / "out" / "b")
     assert command(tmp_path / "photos" / "?.*", "--resume") == 0
     assert (tmp_path / "out" / "a" / "cameras.json").read_text() == "kept"
+    assert command(tmp_path / "photos" / "?.*", "--resume", "--checkpoint", "nowhere") == 0  # nothing is left to do
     assert np.abs(tile(tmp_path, "b") - together["b"]).max() <= 1
     assert np.abs(together["a"] - together["b"]).max() > 1
 
@@ -145,6 +147,15 @@ def test_preview_forms_and_goes(command, tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "write_picture", lambda picture, url: seen.append((picture.size, url)))
     assert command(tmp_path / "toy.png", "--preview") == 0
     assert seen == [((32, 48), str(tmp_path / "out" / "toy.preview.png"))]
+
+
+def test_preview_without_the_vae(pipe, run, monkeypatch):
+    """In place of a large VAE a linear map, fitted to its encoding of the picture: a pixel a latent."""
+    monkeypatch.setattr(preview, "SMALL_VAE", 0)
+    shown = []
+    callback = preview.Preview(pipe, noise_picture(), lambda step, picture: shown.append((step, picture.size)))
+    run(pipe, noise_picture(), callback_on_step_end=callback)
+    assert shown == [(1, (4, 6)), (2, (4, 6))]
 
 
 def test_foreground_ratio_wants_transparency(command, tmp_path, capsys):

@@ -253,6 +253,11 @@ def test_batch_must_divide_into_micro_batches(arguments):
         train.main([*arguments("run", 1), "--micro_batch_size", "3"])
 
 
+def test_lora_of_a_controlnet_is_refused(arguments):
+    with pytest.raises(SystemExit, match="`--lora_rank` is 2"):
+        train_controlnet.main([*arguments("run", 1)[2:], "--lora_rank", "2"])
+
+
 def test_dry_run_counts_and_computes_nothing(arguments, pipe, tmp_path, capsys):
     train.main(arguments("run", 2, "--dry_run"))
     printed = capsys.readouterr().out

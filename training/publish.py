@@ -15,15 +15,10 @@ from diffusers import ControlNetModel
 
 from pipeline import Zero123PlusPipeline
 
-from .train import checkpoints
+from .train import newest
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_SHARD_SIZE = "16MB"
-
-
-def newest(folder: Path) -> Path:
-    """The newest checkpoint of a run's folder, or else the folder itself."""
-    return (checkpoints(folder) or [folder])[-1]
 
 
 def write_pipeline(pipe: Zero123PlusPipeline, folder: Path):

@@ -467,11 +467,11 @@ def main(argv: list[str] | None = None):
         (o.output / f"shard-{i // o.shard_size:05d}.tar", items[i : i + o.shard_size])
         for i in range(0, len(items), o.shard_size)
     ]
-    todo = [(path, members) for path, members in shards if not path.exists()]
-    left = sum(len(members) for _, members in todo)
+    missing = [(path, members) for path, members in shards if not path.exists()]
+    left = sum(len(members) for _, members in missing)
     if o.dry_run:
         print(
-            f"{left} of {len(items)} objects in {len(todo)} of {len(shards)} shards, 18 views of {o.size} x {o.size}"
+            f"{left} of {len(items)} objects in {len(missing)} of {len(shards)} shards, 18 views of {o.size} x {o.size}"
             f" pixels each, cameras of {o.cameras}"
         )
         return
@@ -485,8 +485,8 @@ def main(argv: list[str] | None = None):
         preset=o.cameras,
         hdris=o.hdris,
     )
-    jobs = [(path, (members, o.minutes, work)) for path, members in todo]
-    sizes, failed = {path: len(members) for path, members in todo}, 0
+    jobs = [(path, (members, o.minutes, work)) for path, members in missing]
+    sizes, failed = {path: len(members) for path, members in missing}, 0
     with tqdm(total=len(items), initial=len(items) - left, unit="object") as bar:
         for path, shard, failures in run_on_ray(jobs, o.ray) if o.ray else run_here(jobs, o.workers):
             if failures:

@@ -170,12 +170,12 @@ class Toy:
 
 def connected(verts):
     """All vertices that share a piece of mesh with `verts`: a bevel returns only those that it made."""
-    found, todo = {}, list(verts)  # a dictionary, for its order
-    while todo:
-        vert = todo.pop()
+    found, queue = {}, list(verts)  # a dictionary, for its order
+    while queue:
+        vert = queue.pop()
         if vert not in found:
             found[vert] = None
-            todo += [edge.other_vert(vert) for edge in vert.link_edges]
+            queue += [edge.other_vert(vert) for edge in vert.link_edges]
     return list(found)
 
 

@@ -32,6 +32,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, compute_snr
 from diffusers.utils import convert_state_dict_to_diffusers
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import create_repo, upload_folder
 from peft import LoraConfig
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
@@ -174,17 +175,17 @@ class Encoder:
         """Returns `tile` and `reference`, moments (mean and deviation) of shape (B, 2 C, ...), `clip_pixels`, and
         `control`, shape (B, 3, H, W) in [-1, 1], of samples that have it.
         """
-        todo = [sample for sample in samples if self.cache is None or sample["index"] not in self.cache]
+        missing = [sample for sample in samples if self.cache is None or sample["index"] not in self.cache]
         fresh = {}
-        if todo:
-            images = [sample["image"] for sample in todo]
-            tiles = torch.stack([sample["tile"] for sample in todo])
+        if missing:
+            images = [sample["image"] for sample in missing]
+            tiles = torch.stack([sample["tile"] for sample in missing])
             encoded = zip(
                 self.moments(scale_image(tiles)),
                 self.moments(preprocess(self.pipe.feature_extractor_vae, images)),
                 preprocess(self.pipe.feature_extractor_clip, images),
             )
-            fresh = {sample["index"]: entry for sample, entry in zip(todo, encoded)}
+            fresh = {sample["index"]: entry for sample, entry in zip(missing, encoded)}
         if self.cache is not None:
             self.cache.update(fresh)
             fresh = self.cache
@@ -285,7 +286,7 @@ def assemble(checkpoint: str, vision_encoder: str) -> Zero123PlusPipeline:
 
 def load(checkpoint: str, vision_encoder: str) -> Zero123PlusPipeline:
     """The pipeline to start from: of a run (its newest checkpoint), of Stable Diffusion 2, or of Zero123++."""
-    checkpoint = str((checkpoints(checkpoint) or [checkpoint])[-1])
+    checkpoint = str(newest(checkpoint))
     if DiffusionPipeline.load_config(checkpoint)["_class_name"] == "StableDiffusionPipeline":
         return assemble(checkpoint, vision_encoder)
     return Zero123PlusPipeline.from_pretrained(checkpoint, trust_remote_code=True)
@@ -295,6 +296,11 @@ def checkpoints(output: Path) -> list[Path]:
     """The folders `checkpoint-STEP` of a run, oldest first. They appear by a rename: all are complete."""
     found = [path for path in Path(output).glob("checkpoint-*") if path.name[11:].isdecimal()]
     return sorted(found, key=lambda path: int(path.name[11:]))
+
+
+def newest(folder: Path) -> Path:
+    """The newest checkpoint of a run's folder, or else the folder itself."""
+    return (checkpoints(folder) or [folder])[-1]
 
 
 def with_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor], name: str) -> torch.nn.Module:
@@ -501,6 +507,8 @@ def main(argv: list[str] | None = None):
         raise SystemExit(
             "`--cache_latents` encodes a picture once, `--image_sizes` makes it new every time: drop one."
         )
+    if o.lora_rank and o.train == "controlnet":
+        raise SystemExit(f"`--lora_rank` is {o.lora_rank}, but a ControlNet is trained whole: leave it out.")
     set_seed(o.seed)
     condition = o.condition if o.train == "controlnet" else None
     dataset = TileDataset(o.data, keep=o.cache_latents, condition=condition)
@@ -646,9 +654,8 @@ def main(argv: list[str] | None = None):
     bar.close()
     accelerator.end_training()
     if o.push_to_hub and accelerator.is_main_process:
-        newest = checkpoints(o.output)[-1]
-        trained = ControlNetModel.from_pretrained(newest) if condition else load(newest, o.vision_encoder)
-        trained.push_to_hub(o.push_to_hub)
+        repository = create_repo(o.push_to_hub, exist_ok=True).repo_id
+        upload_folder(repo_id=repository, folder_path=newest(o.output), ignore_patterns="state/*")
 
 
 if __name__ == "__main__":
