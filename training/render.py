@@ -212,6 +212,7 @@ def render_view(camera: dict, size: int, folder: str) -> dict[str, np.ndarray]:
     with Image.open(os.path.join(folder, "view.png")) as picture:
         rgba = np.asarray(picture.convert("RGBA"))
     settings.media_type, settings.file_format, settings.color_depth = "MULTI_LAYER_IMAGE", "OPEN_EXR_MULTILAYER", "32"
+    settings.exr_codec = "NONE"
     result.save_render(os.path.join(folder, "view.exr"), scene=scene)
     parts = OpenEXR.File(os.path.join(folder, "view.exr"), separate_channels=True).parts
     passes = {name.split(".", 1)[1]: value.pixels for part in parts for name, value in part.channels.items()}
