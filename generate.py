@@ -24,8 +24,8 @@ from fsspec.implementations.local import LocalFileSystem
 from tqdm import tqdm
 
 import export
-import prepare
 from pipeline import load_pictures
+from prepare import prepare
 from preview import Preview
 
 ROOT = Path(__file__).resolve().parent
@@ -150,10 +150,7 @@ class Generator:
         except (OSError, ValueError) as error:
             raise ValueError(f"{url} cannot be read as a picture: {error}") from error
         try:
-            if self.options.remove_background:
-                picture = prepare.remove_background(picture)
-            if self.options.foreground_ratio is not None:
-                picture = prepare.recentre(picture, self.options.foreground_ratio)
+            picture = prepare(picture, self.options.remove_background, self.options.foreground_ratio)
         except ValueError as error:
             raise ValueError(f"{url}: {error}") from error
         return load_pictures(picture, url)[0]

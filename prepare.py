@@ -37,6 +37,13 @@ def remove_background(picture: PIL.Image.Image) -> PIL.Image.Image:
     return rembg.remove(rgba, session=session)
 
 
+def prepare(picture: PIL.Image.Image, cut: bool, ratio: float | None) -> PIL.Image.Image:
+    """The picture after [`remove_background`] if `cut`, and [`recentre`] if there is a `ratio`."""
+    if cut:
+        picture = remove_background(picture)
+    return picture if ratio is None else recentre(picture, ratio)
+
+
 def recentre(picture: PIL.Image.Image, ratio: float) -> PIL.Image.Image:
     """Crops to what is not transparent and centres it on a transparent square.
 

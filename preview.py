@@ -1,6 +1,7 @@
-"""Small pictures of the views while they form: a callback for the pipeline, for generate.py and the page."""
+"""Looking at views: small ones while they form, a callback for generate.py and the page, and a turntable."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import PIL.Image
 import torch
@@ -8,6 +9,7 @@ import torch
 from pipeline import preprocess, unscale_image, unscale_latents
 
 SMALL_VAE = 20_000_000  # parameters up to which decoding costs next to nothing
+TURNTABLE_MS = 400  # a view
 
 
 class Preview:
@@ -50,3 +52,8 @@ class Preview:
 def with_one(latents: torch.Tensor) -> torch.Tensor:
     """Latents of shape (C, h, w) as columns, with a row of ones for the offset: (C + 1, h w)."""
     return torch.cat([latents, torch.ones_like(latents[:1])]).flatten(1)
+
+
+def write_turntable(views: list[PIL.Image.Image], path: Path):
+    """Writes the views, whose azimuths go around the object, as an endless animated WebP."""
+    views[0].save(path, save_all=True, append_images=views[1:], duration=TURNTABLE_MS, loop=0, lossless=True)

@@ -183,3 +183,44 @@ def test_transparent_pictures_keep_their_own_matte():
     """No model is asked for."""
     picture = PIL.Image.new("RGBA", (4, 4), (9, 9, 9, 0))
     assert prepare.remove_background(picture).getpixel((0, 0)) == (9, 9, 9, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # numba compiles what rembg imports
+def test_rembg_removes_the_background(command, tmp_path, monkeypatch):
+    """rembg itself, with a model of two operators in the place of its download: what is dark is the object."""
+    pytest.importorskip("rembg")
+    onnx = pytest.importorskip("onnx")
+    make = onnx.helper.make_node
+    nodes = [make("ReduceMean", ["input.1"], ["grey"], axes=[1]), make("Neg", ["grey"], ["dark"])]
+    ports = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, channels, 320, 320])
+        for name, channels in (("input.1", 3), ("dark", 1))
+    ]
+    graph = onnx.helper.make_graph(nodes, "dark", ports[:1], ports[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, tmp_path / "u2net.onnx")
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path))
+    monkeypatch.setenv("MODEL_CHECKSUM_DISABLED", "1")
+    prepare.rembg_session.cache_clear()
+
+    picture = PIL.Image.new("RGB", (80, 60), "white")
+    picture.paste((120, 0, 0), (20, 10, 50, 40))
+    alpha = np.asarray(prepare.remove_background(picture))[..., 3]
+    assert alpha[25, 35] > 250 and alpha[:5].max() < 5 and alpha[:, 60:].max() < 5
+    assert prepare.rembg_session() is prepare.rembg_session()
+    picture.save(tmp_path / "toy.png")
+    assert command(tmp_path / "toy.png", "--remove-background", "--foreground-ratio", 0.8) == 0
+    prepare.rembg_session.cache_clear()
+
+
+@pytest.mark.slow
+def test_rembg_without_its_model_is_one_line(command, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("rembg")
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path / "nothing"))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # as without a network
+    prepare.rembg_session.cache_clear()
+    PIL.Image.new("RGB", (40, 40), "white").save(tmp_path / "toy.png")
+    assert command(tmp_path / "toy.png", "--remove-background") == 2
+    printed = capsys.readouterr().err
+    assert len(printed.splitlines()) == 1 and "rembg's model cannot be had" in printed

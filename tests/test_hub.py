@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from urllib.parse import urlparse
 import pytest
 from conftest import assert_same, noise_picture
 from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import filter_repo_objects
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -124,6 +127,8 @@ def test_through_the_hub(repository, tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     program = """
 from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import filter_repo_objects
 for name, options in (("org/zero123plus", {}), ("org/checkpoint", {"custom_pipeline": "org/zero123plus"})):
     try:
         DiffusionPipeline.from_pretrained(name, **options)
@@ -149,6 +154,35 @@ for name, options in (("org/zero123plus", {}), ("org/checkpoint", {"custom_pipel
         server.shutdown()
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines() == ["Zero123PlusPipeline (6, 4, 4)"] * 2
+
+
+def test_upload_is_a_working_repository(tmp_path):
+    """What the README's `hf upload` sends, by its own --exclude and with stray files about, loads and runs."""
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("hf upload")]
+    assert len(lines) == 2
+    for line in lines:
+        parts = shlex.split(line)
+        patterns = [value for option, value in zip(parts, parts[1:]) if option == "--exclude"]
+        tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        strays = [
+            "out/duck/tile.png",
+            "data/toys/shard-0.tar",
+            ".venv/lib/a.py",
+            "training/__pycache__/train.pyc",
+            "a.partial",
+        ]
+        sent = list(filter_repo_objects([*tracked.splitlines(), ".git/config", *strays], ignore_patterns=patterns))
+        assert not {".git/config", *strays} & set(sent)
+    for name in sent:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    result = pipe(noise_picture(), height=192, width=128, num_inference_steps=1)
+    assert [view.size for view in result.views[0]] == [(64, 64)] * 6
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (tmp_path / card.data["app_file"]).is_file() and card.data["license"] == "apache-2.0"
+    assert f"gradio=={card.data['sdk_version']}" in (tmp_path / "requirements-app.txt").read_text().splitlines()
 
 
 def test_pipeline_file_stands_alone():

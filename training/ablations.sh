@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # The paper's claims at mini scale: one change at a time, each trained for the same number of tiles from the same weights.
 #
-#     VAE=vae DATA=data/train VALIDATION=data/heldout STEPS=400 bash training/ablations.sh
+#     START="--vae vae" DATA=data/train VALIDATION=data/heldout STEPS=2000 bash training/ablations.sh
+#     START="--checkpoint ." DATA=data/train VALIDATION=data/heldout STEPS=150 EVALUATE="--limit 8" bash training/ablations.sh
 #
-# OUT is the folder of everything it makes, out/ablations if not set. The same command continues an interrupted run.
+# The first starts from random weights and is fair; the second, where hours are few, changes the trained mini, which
+# favours what that was trained with. OUT is the folder of everything it makes, out/ablations if not set. The same
+# command continues an interrupted run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-out/ablations}
@@ -11,11 +14,12 @@ out=${OUT:-out/ablations}
 # A name, the options of the start, and those of the training
 run() {
     local folder=$out/$1
-    [ -d "$folder/start" ] || python -m training.mini --vae "${VAE:-vae}" --output "$folder/start" $2
+    [ -d "$folder/start" ] || python -m training.mini $START --output "$folder/start" $2
     python -m training.train --phase scratch --cache_latents --checkpoint "$folder/start" --data "$DATA" \
-        --validation "$VALIDATION" --output "$folder/run" --steps "${STEPS:-400}" --batch_size 8 --report_to none \
-        --learning_rate 1e-3 --ema_decay 0.99 --validation_steps 100000 $3
-    [ -f "$folder/results.json" ] || python -m evaluation.evaluate --output "$folder" \
+        --validation "$VALIDATION" --output "$folder/run" --steps "$STEPS" --batch_size 16 --micro_batch_size 16 \
+        --learning_rate 1e-3 --warmup_steps 10 --ema_decay 0.99 --mixed_precision bf16 --report_to none \
+        --validation_steps 100000 $3
+    [ -f "$folder/results.json" ] || python -m evaluation.evaluate ${EVALUATE:-} --output "$folder" \
         --checkpoint "$(ls -d "$folder"/run/checkpoint-* | sort -V | tail -1)"
 }
 

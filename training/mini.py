@@ -3,7 +3,7 @@
     python -m training.mini --vae out/vae/vae --output out/mini
 
 The options are those of the paper's ablations (`training/ablations.sh`): they change the start, and with it all that
-is trained and sampled from it.
+is trained and sampled from it. With `--checkpoint` in place of `--vae` they change one that is trained.
 """
 
 import argparse
@@ -133,7 +133,9 @@ def scale_reference(vae: AutoencoderKL, factor: float):
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Assemble the untrained mini pipeline.")
-    parser.add_argument("--vae", type=Path, required=True, help="folder of the VAE from training.train_vae")
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument("--vae", type=Path, help="folder of the VAE from training.train_vae; the rest is random")
+    start.add_argument("--checkpoint", help="folder of a mini pipeline to start from")
     parser.add_argument("--output", type=Path, required=True, help="new folder of the pipeline")
     parser.add_argument("--beta_schedule", choices=("linear", "scaled_linear"), default="linear")
     parser.add_argument("--reference_scale", type=float, default=5.0, help="of the reference's latents")
@@ -142,7 +144,10 @@ def main(argv: list[str] | None = None):
     if options.output.exists():
         raise SystemExit(f"{options.output} exists: choose a new folder.")
     torch.manual_seed(0)
-    pipe = build_pipeline(AutoencoderKL.from_pretrained(options.vae))
+    if options.checkpoint:
+        pipe = Zero123PlusPipeline.from_pretrained(options.checkpoint, trust_remote_code=True)
+    else:
+        pipe = build_pipeline(AutoencoderKL.from_pretrained(options.vae))
     pipe.scheduler.register_to_config(beta_schedule=options.beta_schedule)
     if options.reference_scale != 5:
         scale_reference(pipe.vae, options.reference_scale / 5)

@@ -472,8 +472,8 @@ def main(argv: list[str] | None = None):
     left = sum(len(members) for _, members in missing)
     if o.dry_run:
         print(
-            f"{left} of {len(items)} objects in {len(missing)} of {len(shards)} shards, 18 views of {o.size} x {o.size}"
-            f" pixels each, cameras of {o.cameras}"
+            f"{left} of {len(items)} objects in {len(missing)} of {len(shards)} shards, 18 views of"
+            f" {o.size} x {o.size} pixels each, cameras of {o.cameras}"
         )
         return
     o.output.mkdir(parents=True, exist_ok=True)

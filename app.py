@@ -1,0 +1,179 @@
+"""The page: a picture in, six views out, in the browser. Runs here, and as it is as a Space of the Hub.
+
+pip install -r requirements-app.txt
+python app.py
+python app.py --checkpoint sudo-ai/zero123plus-v1.2 --port 8080
+"""
+
+import argparse
+import queue
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gradio as gr
+import PIL.Image
+import torch
+
+import export
+from generate import ROOT, load_pipeline, tile_size, write_result
+from pipeline import load_pictures
+from prepare import prepare
+from preview import Preview, write_turntable
+
+MAX_FILE_SIZE = "20mb"
+MAX_PIXELS = 40_000_000  # of an uploaded picture, which a small file can hold very many of
+MAX_WAITING = 20  # visitors in the queue; the next one is told to come back
+MAX_STEPS = 100
+KEEP_SECONDS = 3600  # results and uploads
+CSS = "#tile img, #turntable img { width: auto; height: 100%; margin: auto }"  # the mini's views are small
+
+
+def read_upload(payload: gr.data_classes.ImageData | None) -> str | None:
+    """The path of an uploaded picture.
+
+    Raises:
+        gr.Error: if it cannot be opened as a picture or has more than `MAX_PIXELS`.
+    """
+    if payload is None:
+        return None
+    try:
+        with PIL.Image.open(payload.path) as picture:
+            width, height = picture.size
+    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise gr.Error("This file cannot be read as a picture: upload a PNG, JPEG or WebP.") from error
+    if width * height > MAX_PIXELS:
+        raise gr.Error(
+            f"The picture has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million: shrink it first."
+        )
+    return payload.path
+
+
+def in_steps(work: Callable[[Callable], object]) -> Iterator[tuple[str, object]]:
+    """Runs `work(show)` in a thread and yields ("shown", arguments) of each call of `show`, then ("done", result).
+
+    Whoever stops listening ends the work at its next call of `show`.
+    """
+    news, closed = queue.SimpleQueue(), threading.Event()
+
+    def show(*shown):
+        if closed.is_set():
+            raise InterruptedError
+        news.put(("shown", shown))
+
+    def run():
+        try:
+            news.put(("done", work(show)))
+        except Exception as error:  # raised again where it is listened to
+            news.put(("failed", error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        while True:
+            kind, value = news.get()
+            if kind == "failed":
+                raise value
+            yield kind, value
+            if kind == "done":
+                return
+    finally:
+        closed.set()
+        thread.join()
+
+
+def build(pipe) -> gr.Blocks:
+    """The page around a pipeline."""
+    pipe.set_progress_bar_config(disable=True)
+    size = tile_size(pipe)
+
+    def generate(path, cut, centre, ratio, steps, guidance, seed, progress=gr.Progress()):
+        """Yields tile, views, turntable and archive: first the tile alone, as it forms, at the end all of them."""
+        if path is None:
+            raise gr.Error("There is no picture yet: upload one, or choose an example.")
+        try:
+            with PIL.Image.open(path) as picture:
+                picture = load_pictures(prepare(picture, cut, ratio if centre else None), "picture")[0]
+
+            def work(show):
+                return pipe(
+                    picture,
+                    **size,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    generator=torch.Generator().manual_seed(int(seed)),
+                    callback_on_step_end=Preview(pipe, picture, show),
+                )
+
+            for kind, value in in_steps(work):
+                if kind == "shown":
+                    progress((value[0], steps), unit="steps")
+                    yield value[1], None, None, None
+            tile, views = value.images[0], value.views[0]
+            with tempfile.TemporaryDirectory() as folder:  # the page keeps copies of its own
+                result = Path(folder, "views")
+                result.mkdir()
+                picture.save(result / "input.png")
+                write_result(result, pipe, tile, views, export.FORMATS)
+                write_turntable(views, result / "turntable.webp")
+                archive = shutil.make_archive(str(result), "zip", folder, "views")
+                yield tile, views, str(result / "turntable.webp"), archive
+        except (OSError, ValueError) as error:
+            raise gr.Error(" ".join(str(error).split())) from error
+
+    with gr.Blocks(title="Zero123++", delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as page:
+        gr.Markdown("# Zero123++\nOne picture of an object in, six consistent views of it out.")
+        with gr.Row():
+            with gr.Column():
+                picture = gr.Image(label="Picture", sources=["upload", "clipboard"], elem_id="picture")
+                picture.preprocess = read_upload  # gradio's own fails without words
+                with gr.Row():
+                    cut = gr.Checkbox(label="Remove the background", elem_id="cut")
+                    centre = gr.Checkbox(label="Centre the object")
+                ratio = gr.Slider(0.5, 1, 0.85, label="Object's share of the picture, when centred")
+                steps = gr.Slider(1, MAX_STEPS, 28, step=1, label="Steps", elem_id="steps")
+                guidance = gr.Slider(1, 10, 4, label="Guidance")
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1)
+                button = gr.Button("Generate", variant="primary", elem_id="generate")
+                gr.Examples([[str(path)] for path in sorted((ROOT / "examples" / "images").glob("*.png"))], [picture])
+            with gr.Column():
+                tile = gr.Image(label="Tile", interactive=False, format="png", height=480, elem_id="tile")
+                turntable = gr.Image(label="Turntable", interactive=False, height=320, elem_id="turntable")
+            with gr.Column():
+                views = gr.Gallery(label="Views", columns=2, interactive=False, format="png", elem_id="views")
+                archive = gr.DownloadButton("Download all, with cameras", elem_id="archive")
+        button.click(
+            generate,
+            [picture, cut, centre, ratio, steps, guidance, seed],
+            [tile, views, turntable, archive],
+            concurrency_limit=1,
+            api_name="generate",
+        )
+    return page.queue(max_size=MAX_WAITING)
+
+
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description="The page: six views of a picture.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--checkpoint", help="folder or Hub name; the one in this repository if missing")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), help="float16 on cuda and else float32, if missing")
+    add("--host", help="address to listen on; this machine alone if missing")
+    add("--port", type=int, help="the first free one from 7860 if missing")
+    return parser.parse_args(argv)
+
+
+def launch(page: gr.Blocks, **options):
+    """Opens the page, with its limits; `options` are those of `gr.Blocks.launch`."""
+    theme = gr.themes.Default(font="sans-serif", font_mono="monospace")  # the usual one asks another host for fonts
+    return page.launch(max_file_size=MAX_FILE_SIZE, theme=theme, css=CSS, **options)
+
+
+if __name__ == "__main__":
+    o = parse_options(None)
+    launch(build(load_pipeline(o.checkpoint, o.device, o.dtype)), server_name=o.host, server_port=o.port)
