@@ -88,8 +88,9 @@ def write_colmap(folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, 
     z, angle = 1 - 2 * index / NUM_POINTS, np.pi * (1 + 5**0.5) * index
     ring = np.sqrt(1 - z**2)
     points = 0.25 * np.stack([ring * np.cos(angle), ring * np.sin(angle), z], axis=-1)
-    rows = [f"{i + 1} {x:.6f} {y:.6f} {z:.6f} {GREY} {GREY} {GREY} 0 1 0" for i, (x, y, z) in enumerate(points)]
-    (model / "points3D.txt").write_text("\n".join(["# POINT3D_ID X Y Z R G B ERROR TRACK", *rows]) + "\n")
+    rows = [f"{i + 1} {x:.6f} {y:.6f} {z:.6f} {GREY} {GREY} {GREY} 0" for i, (x, y, z) in enumerate(points)]
+    # No tracks: pycolmap reads none that name 2D points which the pictures do not list
+    (model / "points3D.txt").write_text("\n".join(["# POINT3D_ID X Y Z R G B ERROR", *rows]) + "\n")
 
 
 def write(form: str, folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.ndarray):

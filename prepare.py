@@ -5,6 +5,8 @@ import functools
 import numpy as np
 import PIL.Image
 
+REMBG_MODEL = "u2net"  # Apache-2.0; the default of newer versions of rembg is not for commercial use
+
 
 @functools.cache
 def rembg_session():
@@ -18,7 +20,7 @@ def rembg_session():
     except (ImportError, SystemExit) as error:  # without onnxruntime rembg exits
         raise ValueError("Removing backgrounds needs the package rembg: pip install 'rembg[cpu]'.") from error
     try:
-        return rembg.new_session()
+        return rembg.new_session(REMBG_MODEL)
     except Exception as error:  # whatever its download raises
         raise ValueError(
             f"rembg's model cannot be had ({error}): put it where rembg looks for it (U2NET_HOME), or give pictures"

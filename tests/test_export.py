@@ -23,44 +23,46 @@ def ball(tmp_path):
     return tmp_path
 
 
-def hull_iou(frames, focal, centre):
-    """IoU of the visual hull of (world-to-camera in OpenCV's convention, alpha) with the ball."""
+def hull_iou(frames, focal, centre, is_inside):
+    """IoU of the visual hull of (world-to-camera in OpenCV's convention, alpha) with a solid.
+
+    `is_inside` takes points of shape (N, 3).
+    """
     axis = np.linspace(-0.5, 0.5, 48)
     points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
-    inside = np.ones(len(points), bool)
+    hull = np.ones(len(points), bool)
     for matrix, alpha in frames:
         x, y, z = matrix[:3, :3] @ points.T + matrix[:3, 3:]
         column, row = (focal * x / z + centre).astype(int), (focal * y / z + centre).astype(int)
-        inside &= alpha[row.clip(0, SIZE - 1), column.clip(0, SIZE - 1)] > 127
-    truth = np.linalg.norm(points - (0.2, 0, 0.1), axis=1) < 0.2
-    return (inside & truth).sum() / (inside | truth).sum()
+        hull &= alpha[row.clip(0, SIZE - 1), column.clip(0, SIZE - 1)] > 127
+    truth = is_inside(points)
+    return (hull & truth).sum() / (hull | truth).sum()
 
 
 def alpha_of(path):
     return np.asarray(PIL.Image.open(path))[..., 3]
 
 
-def test_nerfstudio(ball):
-    folder = ball / "nerfstudio"
+def read_nerfstudio(folder):
+    """Frames, focal length and centre, as [`hull_iou`] takes them."""
     transforms = json.loads((folder / "transforms.json").read_text())
     frames = []
     for frame in transforms["frames"]:
         matrix = np.linalg.inv(np.array(frame["transform_matrix"]) @ np.diag([1, -1, -1, 1]))
         frames.append((matrix, alpha_of(folder / frame["file_path"])))
-    assert hull_iou(frames, transforms["fl_x"], transforms["cx"]) > 0.8
+    return frames, transforms["fl_x"], transforms["cx"]
 
 
-def test_colmap(ball):
-    folder = ball / "colmap"
-    model = {
-        name: [line for line in (folder / "sparse" / "0" / f"{name}.txt").read_text().splitlines() if line[:1] != "#"]
-        for name in ("cameras", "images", "points3D")
-    }
-    (camera,) = model["cameras"]
+def lines_of(folder, name):
+    return [line for line in (folder / "sparse" / "0" / f"{name}.txt").read_text().splitlines() if line[:1] != "#"]
+
+
+def read_colmap(folder):
+    """The same."""
+    (camera,) = lines_of(folder, "cameras")
     assert camera.split()[:4] == ["1", "PINHOLE", str(SIZE), str(SIZE)]
-    focal, centre = float(camera.split()[4]), float(camera.split()[6])
     frames = []
-    for line in model["images"][::2]:
+    for line in lines_of(folder, "images")[::2]:
         _, w, x, y, z, *translation, _, name = line.split()
         w, x, y, z = (float(value) for value in (w, x, y, z))
         matrix = np.eye(4)
@@ -71,7 +73,22 @@ def test_colmap(ball):
         ]
         matrix[:3, 3] = [float(value) for value in translation]
         frames.append((matrix, alpha_of(folder / "images" / name)))
-    assert len(frames) == 6 and all(line == "" for line in model["images"][1::2])
-    assert hull_iou(frames, focal, centre) > 0.8
-    points = np.array([line.split()[1:4] for line in model["points3D"]], float)
+    return frames, float(camera.split()[4]), float(camera.split()[6])
+
+
+READERS = {"nerfstudio": read_nerfstudio, "colmap": read_colmap}
+
+
+@pytest.mark.parametrize("form", READERS)
+def test_exports_carve_out_the_ball(ball, form):
+    frames, focal, centre = READERS[form](ball / form)
+    assert len(frames) == 6
+    assert hull_iou(frames, focal, centre, lambda p: np.linalg.norm(p - (0.2, 0, 0.1), axis=1) < 0.2) > 0.8
+
+
+def test_colmap_points(ball):
+    assert all(line == "" for line in lines_of(ball / "colmap", "images")[1::2])
+    points = [line.split() for line in lines_of(ball / "colmap", "points3D")]
+    assert {len(point) for point in points} == {8}  # a track would name 2D points, and there are none
+    points = np.array([point[1:4] for point in points], float)
     assert np.allclose(np.linalg.norm(points, axis=1), 0.25, atol=1e-5) and np.abs(points.mean(0)).max() < 1e-3

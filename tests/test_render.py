@@ -15,6 +15,10 @@ from PIL import Image
 
 bpy = pytest.importorskip("bpy", reason="bpy is built for Python 3.11 only")
 
+import test_export as export_tests  # noqa: E402
+
+import export  # noqa: E402
+from pipeline import camera_intrinsics, camera_poses, load_pictures  # noqa: E402
 from training import render, toys  # noqa: E402
 from training.data import load_objects  # noqa: E402
 
@@ -65,6 +69,40 @@ def test_normalise_moves_parents_and_counts_modifiers():
     matrix = np.array(cube.matrix_world)
     assert matrix[0, 0] == pytest.approx(0.5 / np.sqrt(6))
     assert (matrix @ [1, 0, 0, 1])[:3] == pytest.approx([0, 0, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize("preset", render.CAMERAS)
+def test_exported_views_carve_out_the_mesh(preset, tmp_path):
+    """True renders of an egg that differs along every half-axis, so that no flip or turn goes unseen."""
+    render.reset_scene(1)
+    bpy.ops.mesh.primitive_uv_sphere_add(segments=48, ring_count=24)
+    egg = bpy.context.object
+    for vertex in egg.data.vertices:
+        for axis, (below, above) in enumerate(((1, 1.6), (0.7, 1.2), (1.3, 0.6))):
+            vertex.co[axis] *= above if vertex.co[axis] > 0 else below
+    material = bpy.data.materials.new("red")
+    material.use_nodes = True
+    material.node_tree.nodes["Principled BSDF"].inputs["Base Color"].default_value = (0.8, 0, 0, 1)
+    egg.data.materials.append(material)
+    render.normalise()
+    render.light(render.hdri_paths()[0], 0, 1)
+    cameras = render.tile_cameras(preset)
+    views = [render.render_view(camera, export_tests.SIZE, str(tmp_path))["rgba"] for camera in cameras]
+    views = load_pictures([Image.fromarray(view) for view in views], "views")
+    azimuths, elevations = ([camera[name] for camera in cameras] for name in ("azimuth", "elevation"))
+    poses = camera_poses(azimuths, elevations, cameras[0]["distance"])
+    intrinsics = camera_intrinsics(cameras[0]["fov"], export_tests.SIZE, export_tests.SIZE)
+
+    matrix = np.array(egg.matrix_world)
+    centres = np.array([face.center[:] for face in egg.data.polygons]) @ matrix[:3, :3].T + matrix[:3, 3]
+    normals = np.array([face.normal[:] for face in egg.data.polygons])
+    for form, read in export_tests.READERS.items():
+        export.write(form, tmp_path / form, views, poses, intrinsics)
+        frames, focal, centre = read(tmp_path / form)
+        iou = export_tests.hull_iou(
+            frames, focal, centre, lambda points: (points @ normals.T < (centres * normals).sum(1)).all(1)
+        )
+        assert iou > 0.8, form
 
 
 def arguments(folder, *more):
