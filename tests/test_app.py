@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import time
 import urllib.request
@@ -12,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 pytest.importorskip("gradio")
 webdriver = pytest.importorskip("selenium.webdriver")
 if not shutil.which("chromium"):
