@@ -20,6 +20,8 @@ import fsspec
 import PIL.Image
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils.constants import HF_MODULES_CACHE
+from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 from tqdm import tqdm
 
@@ -65,9 +67,11 @@ def load_pipeline(checkpoint: str | None, device: str, dtype: str | None) -> Dif
     that Zero123++ is used with.
     """
     dtype = getattr(torch, dtype or ("float16" if device.startswith("cuda") else "float32"))
-    pipe = DiffusionPipeline.from_pretrained(
-        checkpoint or str(ROOT), custom_pipeline=str(ROOT), trust_remote_code=True, torch_dtype=dtype
-    )
+    Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
+    with FileLock(Path(HF_MODULES_CACHE, "zero123plus.lock")):  # diffusers copies pipeline.py there, not atomically
+        pipe = DiffusionPipeline.from_pretrained(
+            checkpoint or str(ROOT), custom_pipeline=str(ROOT), trust_remote_code=True, torch_dtype=dtype
+        )
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="trailing")
     return pipe.to(device)
 
