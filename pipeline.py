@@ -135,13 +135,19 @@ def camera_intrinsics(fov: float, height: int, width: int) -> np.ndarray:
 
 
 class ReferenceCache:
-    """Keys and values of the reference picture, by self-attention layer: one reference pass writes, any number read.
+    """Keys and values by attention layer, of the reference picture and of the text: one reference pass writes, any
+    number read.
 
     A plain object on purpose: offloading hooks rebuild dicts and tuples among the arguments, and entries would be
     lost.
+
+    Args:
+        last: the self-attention layer that runs last ([`last_self_attention`]), where nobody wants what the reference
+            pass itself returns: after it no key or value is left to write, so the layer's attention is left out.
     """
 
-    def __init__(self):
+    def __init__(self, last: str | None = None):
+        self.last = last
         self._entries = {}
 
     def write(self, layer: str, key: torch.Tensor, value: torch.Tensor):
@@ -152,7 +158,8 @@ class ReferenceCache:
         """Key and value of a layer for a batch.
 
         Entries may be fewer than the batch: under classifier-free guidance the first entry, the one negative
-        reference, serves the whole negative half, so that (1 + B) entries stand for 2B.
+        reference, serves the whole negative half, so that (1 + B) entries stand for 2B. Of more entries the last are
+        read, the positive ones.
 
         Raises:
             RuntimeError: if the layer was not written.
@@ -163,31 +170,43 @@ class ReferenceCache:
             )
         key, value = self._entries[layer]
         missing = batch_size - key.shape[0]
-        if missing:
+        if missing < 0:
+            key, value = key[-batch_size:], value[-batch_size:]
+        elif missing:
             key, value = (torch.cat([entry[:1].expand(missing, -1, -1, -1), entry]) for entry in (key, value))
         return key, value
 
 
 class ReferenceAttnProcessor:
     """Scaled dot-product attention whose self-attention also attends to a reference picture (section 2.2 of the
-    paper).
+    paper). Cross-attention takes the keys and values of the text from the cache, which are the same in both passes.
 
-    Without `reference` it is plain attention, as it is for cross-attention always.
+    Without `reference` it is plain attention.
 
     Args:
         layer: the layer's name, the key of its entry in a [`ReferenceCache`].
+        fused: whether to project by the joint matrices that `unet.fuse_qkv_projections()` has made.
 
     When called, besides the arguments of every attention processor of diffusers:
         reference ([`ReferenceCache`], optional): passed to the UNet in `cross_attention_kwargs`.
-        reference_mode: "write" keeps this pass's keys and values, "read" appends the kept ones to this pass's own. An
-            argument rather than a state, so that gradient checkpointing recomputes a layer in the mode it ran in.
+        reference_mode: "write" keeps this pass's keys and values, "read" appends the kept ones to this pass's own, or
+            in cross-attention takes their place: the text must be the same. An argument rather than a state, so that
+            gradient checkpointing recomputes a layer in the mode it ran in.
     """
 
     _attention_backend = None  # what `set_attention_backend` sets
     _parallel_config = None
 
-    def __init__(self, layer: str):
-        self.layer = layer
+    def __init__(self, layer: str, fused: bool = False):
+        self.layer, self.fused = layer, fused
+
+    def project(self, attn, hidden_states: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Query of `hidden_states`, key and value of `context`, each of shape (B, N, C)."""
+        if not self.fused:
+            return attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        if context is hidden_states:
+            return attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        return attn.to_q(hidden_states), *attn.to_kv(context).chunk(2, dim=-1)
 
     def __call__(
         self,
@@ -206,19 +225,25 @@ class ReferenceAttnProcessor:
             attention_mask = attn.prepare_attention_mask(attention_mask, length, batch_size)
             attention_mask = attention_mask.view(batch_size, attn.heads, -1, attention_mask.shape[-1])
 
-        # (B, N, C) -> (B, N, heads, head_dim)
-        query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1))
-        key = attn.to_k(context).unflatten(-1, (attn.heads, -1))
-        value = attn.to_v(context).unflatten(-1, (attn.heads, -1))
+        if reference is not None and reference_mode not in ("write", "read"):
+            raise ValueError(f"`reference_mode` is {reference_mode!r}, but must be 'write' or 'read'.")
+        reads = reference is not None and reference_mode == "read"
 
-        if reference is not None and is_self_attention:
-            if reference_mode == "write":
+        # (B, N, C) -> (B, N, heads, head_dim)
+        if reads and not is_self_attention:
+            query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1))
+            key, value = reference.read(self.layer, batch_size)
+        else:
+            query, key, value = (
+                states.unflatten(-1, (attn.heads, -1)) for states in self.project(attn, hidden_states, context)
+            )
+            if reads:
+                kept = reference.read(self.layer, batch_size)
+                key, value = torch.cat([key, kept[0]], dim=1), torch.cat([value, kept[1]], dim=1)
+            elif reference is not None:
                 reference.write(self.layer, key, value)
-            elif reference_mode == "read":
-                reference_key, reference_value = reference.read(self.layer, batch_size)
-                key, value = torch.cat([key, reference_key], dim=1), torch.cat([value, reference_value], dim=1)
-            else:
-                raise ValueError(f"`reference_mode` is {reference_mode!r}, but must be 'write' or 'read'.")
+                if self.layer == reference.last:
+                    return torch.zeros_like(hidden_states)
 
         out = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, backend=self._attention_backend)
         out = out.flatten(2, 3).to(query.dtype)
@@ -226,7 +251,7 @@ class ReferenceAttnProcessor:
 
 
 # What diffusers installs where the user has chosen nothing; anything else is a choice, and is not silently undone.
-STOCK_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")
+STOCK_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0")
 
 
 def install_reference_attention(unet: UNet2DConditionModel):
@@ -236,23 +261,40 @@ def install_reference_attention(unet: UNet2DConditionModel):
     that take `reference` and `reference_mode` (ours, or the user's own) are kept.
 
     Raises:
-        ValueError: if a self-attention layer has another processor, which would lose the reference without a word.
+        ValueError: if a self-attention layer has another processor, which would lose the reference without a word,
+            or projections that were fused without its LoRA.
     """
     processors = unet.attn_processors
     for name, processor in processors.items():
         if "reference" in inspect.signature(processor.__call__).parameters:
             continue
         if type(processor).__name__ in STOCK_PROCESSORS:
-            processors[name] = ReferenceAttnProcessor(name.removesuffix(".processor"))
+            fused = type(processor).__name__ == "FusedAttnProcessor2_0"
+            processors[name] = ReferenceAttnProcessor(name.removesuffix(".processor"), fused)
         elif name.endswith("attn1.processor"):
             raise ValueError(
                 f"The attention processor of {name} is {type(processor).__name__}, which ignores the reference"
-                " picture. Undo what set it (`pipe.unet.unfuse_qkv_projections()`, or for sliced or memory-efficient"
-                " attention `pipe.unet.set_attn_processor(AttnProcessor2_0())`), or let its __call__ take `reference`"
-                " and `reference_mode` as ReferenceAttnProcessor does."
+                " picture. Undo what set it (for sliced or memory-efficient attention"
+                " `pipe.unet.set_attn_processor(AttnProcessor2_0())`), or let its __call__ take `reference` and"
+                " `reference_mode` as ReferenceAttnProcessor does."
             )
     if any(processors[name] is not processor for name, processor in unet.attn_processors.items()):
         unet.set_attn_processor(processors)
+    for processor in processors.values():
+        if getattr(processor, "fused", False) and hasattr(unet.get_submodule(processor.layer).to_q, "base_layer"):
+            raise ValueError(
+                f"{processor.layer} has a LoRA that its fused projections do not see: call"
+                " `pipe.unet.unfuse_qkv_projections()`, or `pipe.fuse_lora()` and `pipe.unload_lora_weights()` before"
+                " `pipe.unet.fuse_qkv_projections()`."
+            )
+
+
+def last_self_attention(unet: UNet2DConditionModel) -> str | None:
+    """The name of the self-attention layer that runs last: diffusers registers its blocks in the order down, up,
+    mid, and runs them in the order down, mid, up.
+    """
+    names = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn1.processor")]
+    return next((name for name in reversed(names) if name.startswith("up_blocks")), None)
 
 
 @dataclass
@@ -569,8 +611,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         prompt_embeds,
         negative_prompt_embeds,
         control_image,
-        control_guidance_start: float,
-        control_guidance_end: float,
+        intervals: dict[str, tuple[float, float]],
+        reference_interval: int,
         output_type: str,
         callback_on_step_end_tensor_inputs,
     ):
@@ -583,6 +625,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         for name, value in (
             ("num_inference_steps", num_inference_steps),
             ("num_images_per_prompt", num_images_per_prompt),
+            ("reference_interval", reference_interval),
         ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` is {value!r}, but must be a whole number of at least 1.")
@@ -635,11 +678,11 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     f"The ControlNet shrinks `control_image` by {factor}, but the VAE by {self.vae_scale_factor}: make"
                     " one for this checkpoint with `pipe.add_controlnet()`."
                 )
-        if not 0 <= control_guidance_start < control_guidance_end <= 1:
-            raise ValueError(
-                f"`control_guidance_start` and `control_guidance_end` are {control_guidance_start} and"
-                f" {control_guidance_end}, but must rise within [0, 1]."
-            )
+        for name, (start, end) in intervals.items():
+            if not 0 <= start < end <= 1:
+                raise ValueError(
+                    f"`{name}_start` and `{name}_end` are {start} and {end}, but must rise within [0, 1]."
+                )
         unknown = set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
@@ -733,6 +776,9 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         num_inference_steps: int = 28,
         guidance_scale: float = 4.0,
         guidance_rescale: float = 0.0,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        reference_interval: int = 1,
         controlnet_conditioning_scale: float | list[float] | None = None,
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
@@ -764,6 +810,10 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             num_inference_steps: denoising steps; 75 to 100 for faces.
             guidance_scale: of classifier-free guidance; none up to 1.
             guidance_rescale: share of the rescaled guidance of arXiv 2305.08891, in [0, 1].
+            guidance_start: share of the steps after which guidance begins (arXiv 2404.07724).
+            guidance_end: share of the steps after which guidance ends; steps without cost about half.
+            reference_interval: the reference is computed at every so many steps, 1 for all. More is faster and not
+                the same.
             controlnet_conditioning_scale: strength of the ControlNet, or a list of them for several; that of
                 `add_controlnet` by default.
             control_guidance_start: share of the steps after which the ControlNet begins.
@@ -812,12 +862,16 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             prompt_embeds,
             negative_prompt_embeds,
             control_image,
-            control_guidance_start,
-            control_guidance_end,
+            {
+                "guidance": (guidance_start, guidance_end),
+                "control_guidance": (control_guidance_start, control_guidance_end),
+            },
+            reference_interval,
             output_type,
             callback_on_step_end_tensor_inputs,
         )
         install_reference_attention(self.unet)
+        last_layer = last_self_attention(self.unet)
         # One call works on its own scheduler and cache: threads can share the pipeline
         scheduler = copy.deepcopy(self.scheduler)
         if scheduler.config.get("timestep_spacing", "trailing") != "trailing":
@@ -828,7 +882,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             )
         self._interrupt = False
         device = self._execution_device
-        guided = guidance_scale > 1
+        ever_guided = guidance_scale > 1
 
         # 2. Encode the prompts and mix in the global condition; the negative prompt stays plain
         cross_attention_kwargs = dict(cross_attention_kwargs or {})
@@ -841,7 +895,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         ramp = torch.tensor(self.config.ramping_coefficients, device=device, dtype=self.unet.dtype)
         prompt_embeds = mix_image_embeds(prompt_embeds, self.encode_image(pictures, device), ramp)
         prompt_embeds = prompt_embeds.repeat_interleave(num_images_per_prompt, 0)  # (B * N, L, D)
-        if guided:
+        if ever_guided:
             if negative_prompt_embeds is None:
                 texts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
                 negative_prompt_embeds = self.encode_prompt(texts, device, lora_scale)
@@ -852,7 +906,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         # 3. Encode the local condition
         pixels = preprocess(self.feature_extractor_vae, pictures)
         reference_latents = self.prepare_reference_latents(pixels, num_images_per_prompt, device, generator)
-        if guided:
+        if ever_guided:
             # The negative reference shows nothing and is the same for every tile, so its noise is too: it comes from
             # a seed of its own, which lets one pass serve a batch whose tiles must each be what they would be alone.
             negative_generator = torch.Generator().manual_seed(0)
@@ -862,6 +916,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
         # 4. Prepare time steps, initial noise and control tiles
         scheduler.set_timesteps(num_inference_steps, device=device)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)  # else it looks every time step up, and waits for the device to do so
         shape = (
             num_tiles,
             self.unet.config.in_channels,
@@ -880,19 +936,21 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 self.prepare_control_image(tiles, batch_size, num_images_per_prompt, height, width, device)
                 for tiles in (control_image if multiple else [control_image])
             ]
-            control_image = [torch.cat([pixels] * 2) if guided else pixels for pixels in control_image]
-            if not multiple:
-                (control_image,) = control_image
-            elif not isinstance(controlnet_conditioning_scale, list):
+            if multiple and not isinstance(controlnet_conditioning_scale, list):
                 controlnet_conditioning_scale = [controlnet_conditioning_scale] * len(control_image)
 
         # 5. Denoise
         num_steps = len(scheduler.timesteps)  # some solvers take more than one evaluation a step
+        cache = guided = None
         with self.progress_bar(total=num_steps) as progress_bar:
             for i, t in enumerate(scheduler.timesteps):
                 if self.interrupt:
                     continue
-                # Positive part first drawn: its noise must not depend on whether there is a negative part
+                was_guided, guided = guided, ever_guided and guidance_start <= i / num_steps < guidance_end
+                copies = 2 if guided else 1
+
+                # 5.1 The reference, brought to the step's noise level, writes its keys and values. Its noise is drawn
+                # whether or not it is used, the positive part first: no other noise may depend on that.
                 noise = randn_tensor(
                     reference_latents.shape, generator=generator, device=device, dtype=self.unet.dtype
                 )
@@ -906,27 +964,28 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     reference_input = torch.cat([negative_latents.expand(n, -1, -1, -1), reference_latents])
                     reference_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
                     text_embeds = torch.cat([negative_prompt_embeds.expand(num_tiles, -1, -1), prompt_embeds])
-
-                # 5.1 The reference, brought to the step's noise level, writes its keys and values
-                cache = ReferenceCache()
-                reference_input = scheduler.add_noise(reference_input, noise, t.reshape(1))
-                self.unet(
-                    scheduler.scale_model_input(reference_input, t),
-                    t,
-                    encoder_hidden_states=reference_embeds,
-                    cross_attention_kwargs={**cross_attention_kwargs, "reference": cache, "reference_mode": "write"},
-                    return_dict=False,
-                )
+                if i % reference_interval == 0 or guided != was_guided:
+                    cache = ReferenceCache(last_layer)
+                    reference_input = scheduler.add_noise(reference_input, noise, t.reshape(1))
+                    write = {**cross_attention_kwargs, "reference": cache, "reference_mode": "write"}
+                    self.unet(
+                        scheduler.scale_model_input(reference_input, t),
+                        t,
+                        encoder_hidden_states=reference_embeds,
+                        cross_attention_kwargs=write,
+                        return_dict=False,
+                    )
 
                 # 5.2 The tile reads them
-                model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
+                model_input = scheduler.scale_model_input(latents.repeat(copies, 1, 1, 1), t)
                 residuals = {}
                 if control_image is not None and control_guidance_start <= i / num_steps < control_guidance_end:
+                    control = [pixels.repeat(copies, 1, 1, 1) for pixels in control_image]
                     down, mid = self.controlnet(
                         model_input,
                         t,
                         encoder_hidden_states=text_embeds,
-                        controlnet_cond=control_image,
+                        controlnet_cond=control if multiple else control[0],
                         conditioning_scale=controlnet_conditioning_scale,
                         return_dict=False,
                     )

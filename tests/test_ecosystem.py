@@ -7,7 +7,7 @@ import accelerate
 import pytest
 import torch
 from conftest import assert_differ, assert_same, build_pipe, noise_picture
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, PipelineQuantizationConfig, TorchAoConfig, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
@@ -69,13 +69,38 @@ def test_stock_processors_are_replaced(pipe, picture, run):
     assert_differ(run(pipe, noise_picture(0)), run(pipe, noise_picture(1)))
 
 
-def test_processors_that_lose_the_reference_are_refused(pipe, picture, run):
+def test_fused_projections_keep_the_reference(pipe, picture, run):
     before = run(pipe, picture)
     pipe.unet.fuse_qkv_projections()
-    with pytest.raises(ValueError, match="FusedAttnProcessor2_0.*unfuse_qkv_projections"):
-        run(pipe, picture)
+    calls = []
+    layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    layer.to_qkv.register_forward_hook(lambda *args: calls.append(1))
+    assert_same(before, run(pipe, picture))
+    assert len(calls) == 4  # both passes of two steps
     pipe.unet.unfuse_qkv_projections()
     assert_same(before, run(pipe, picture))
+    assert len(calls) == 4
+
+
+def test_fused_projections_refuse_a_lora_they_would_lose(pipe, picture, run):
+    pipe.unet.fuse_qkv_projections()
+    run(pipe, picture)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    with pytest.raises(ValueError, match="has a LoRA that its fused projections do not see"):
+        run(pipe, picture)
+    pipe.unet.unfuse_qkv_projections()
+    assert run(pipe, picture).isfinite().all()
+
+
+def test_text_is_projected_once_a_step(pipe, picture, run):
+    calls = []
+    layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    layer.to_k.register_forward_hook(lambda *args: calls.append(1))
+    run(pipe, picture)
+    assert len(calls) == 2
+
+
+def test_processors_that_lose_the_reference_are_refused(pipe, picture, run):
     pipe.enable_attention_slicing(1)
     with pytest.raises(ValueError, match="SlicedAttnProcessor"):
         run(pipe, picture)
@@ -159,6 +184,19 @@ def test_gradient_checkpointing_gives_the_same_gradients(pipe):
 def test_bfloat16(pipe, picture, run):
     result = run(pipe.to(torch.bfloat16), picture)
     assert result.dtype == torch.bfloat16 and result.isfinite().all()
+
+
+def test_int8_weights_by_torchao(pipe, picture, run, tmp_path):
+    quantization = pytest.importorskip("torchao.quantization")
+    config = PipelineQuantizationConfig(quant_mapping={"unet": TorchAoConfig(quantization.Int8WeightOnlyConfig())})
+    before = run(pipe, picture)
+    pipe.save_pretrained(tmp_path)
+    small = type(pipe).from_pretrained(tmp_path, quantization_config=config, trust_remote_code=True)
+    small.set_progress_bar_config(disable=True)
+    layer = small.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+    assert type(layer.weight).__name__ == "Int8Tensor"
+    result = run(small, picture)
+    assert 0 < (result - before).norm() / before.norm() < 0.1
 
 
 def test_compile_makes_one_graph_for_writing_and_one_for_reading(run):

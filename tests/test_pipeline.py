@@ -18,69 +18,18 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 import pipeline
-
-
-class HiddenStateReference:
-    """The published way: keeps hidden states and projects them again together with the tile's. Slow, plain, and
-    independent."""
-
-    def __init__(self, kept):
-        self.kept, self.plain, self.mode = kept, AttnProcessor2_0(), "off"
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
-        if encoder_hidden_states is None:
-            encoder_hidden_states = hidden_states
-            if self.mode == "write":
-                self.kept[id(self)] = hidden_states
-            elif self.mode == "read":
-                encoder_hidden_states = torch.cat([hidden_states, self.kept[id(self)]], dim=1)
-        return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask)
-
-
-@torch.no_grad()
-def plain_inference(pipe, image, prompt, steps, guidance_scale, generator):
-    """Zero123++ for one picture, written down once more with nothing shared and nothing saved."""
-    kept = {}
-    unet, scheduler = pipe.unet, pipe.scheduler
-    unet.set_attn_processor({name: HiddenStateReference(kept) for name in unet.attn_processors})
-
-    def call(mode, *args):
-        for processor in unet.attn_processors.values():
-            processor.mode = mode
-        return unet(*args).sample
-
-    def encode(text):
-        ids = pipe.tokenizer(
-            [text], padding="max_length", max_length=16, truncation=True, return_tensors="pt"
-        ).input_ids
-        return pipe.text_encoder(ids)[0]
-
-    clip = pipe.vision_encoder(pipe.feature_extractor_clip(image, return_tensors="pt").pixel_values).image_embeds
-    ramp = torch.arange(1, 17)[:, None] / 16
-    states = torch.cat([encode(""), encode(prompt) + ramp * clip])
-
-    pixels = pipe.feature_extractor_vae(image, return_tensors="pt").pixel_values
-    negative_generator = seeded(0)
-    positive = pipe.vae.encode(pixels).latent_dist.sample(generator)
-    negative = pipe.vae.encode(torch.zeros_like(pixels)).latent_dist.sample(negative_generator)
-    reference = torch.cat([negative, positive])
-
-    scheduler.set_timesteps(steps)
-    latents = torch.randn((1, 4, 6, 4), generator=generator) * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        noise = torch.randn(positive.shape, generator=generator)
-        noise = torch.cat([torch.randn(positive.shape, generator=negative_generator), noise])
-        call("write", scheduler.scale_model_input(scheduler.add_noise(reference, noise, t.reshape(1)), t), t, states)
-        prediction = call("read", scheduler.scale_model_input(torch.cat([latents] * 2), t), t, states)
-        prediction = prediction[:1] + guidance_scale * (prediction[1:] - prediction[:1])
-        latents = scheduler.step(prediction, t, latents, generator=generator).prev_sample
-    return latents / 0.75 + 0.22
+from evaluation.plain import PlainZero123Plus
 
 
 def test_equals_plain_reference(pipe, picture, run):
-    ours = run(pipe, picture, prompt="a mug", num_inference_steps=3, guidance_scale=3.0)
-    plain = plain_inference(pipe, picture, "a mug", 3, 3.0, seeded(0))
-    assert_same(ours, plain)
+    options = {"prompt": "a mug", "num_inference_steps": 3, "guidance_scale": 3.0, "num_images_per_prompt": 2}
+    ours = run(pipe, picture, **options)
+    plain = PlainZero123Plus(
+        **{name: part for name, part in pipe.components.items() if part is not None},
+        ramping_coefficients=[i / 16 for i in range(1, 17)],
+    )
+    plain.set_progress_bar_config(disable=True)
+    assert_same(ours, plain(picture, **TILE, **options, output_type="latent", generator=seeded(0)))
 
 
 def test_reference_matters(pipe, run):
@@ -246,6 +195,40 @@ def test_warns_once_a_call_without_trailing(pipe, picture, run, monkeypatch):
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="linspace")
     run(pipe, picture)
     assert len(said) == 1 and "trailing" in said[0]
+
+
+@pytest.mark.parametrize("interval", [{"guidance_end": 0.5}, {"guidance_start": 0.5}])
+def test_guidance_interval(pipe, picture, run, interval):
+    """Outside of the interval the steps are those of a call without guidance."""
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append(tensors["latents"])
+        return {}
+
+    run(pipe, picture, callback_on_step_end=callback, **interval)
+    first_is_guided = "guidance_end" in interval
+    run(pipe, picture, guidance_scale=4.0 if first_is_guided else 1.0, callback_on_step_end=callback)
+    assert_same(seen[0], seen[2])
+    assert_differ(seen[1], seen[3])
+
+
+def test_reference_interval(pipe, run):
+    """Between, the tile reads what was written last, also where guidance ends there."""
+    pictures = [noise_picture(0), noise_picture(1)]
+    writes = []
+
+    def hook(module, args, kwargs):
+        writes.append(kwargs["cross_attention_kwargs"]["reference_mode"])
+
+    handle = pipe.unet.register_forward_pre_hook(hook, with_kwargs=True)
+    fewer = run(pipe, pictures, num_inference_steps=5, reference_interval=2)
+    assert writes == ["write", "read", "read"] * 2 + ["write", "read"]
+    writes.clear()
+    run(pipe, pictures, num_inference_steps=4, reference_interval=4, guidance_end=0.5)
+    assert writes == ["write", "read", "read", "write", "read", "read"]
+    handle.remove()
+    assert_differ(fewer, run(pipe, pictures, num_inference_steps=5))
 
 
 def test_guidance_rescale(pipe, picture, run):

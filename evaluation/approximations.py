@@ -1,0 +1,94 @@
+"""What faster settings cost: each one's error to the exact result, its quality, and the time it saves.
+
+    python -m evaluation.approximations --limit 6
+
+Quality is that of a checkpoint on held-out objects, measured on the tile as `evaluation.evaluate` does; "to exact"
+compares with the tiles of the first row, from the same seeds. A solver that draws other noise gives other tiles, which
+are not worse for that: judge those by their distance to the truth. Time is that of the model of
+`evaluation.benchmark`, random weights in the proportions of the public checkpoints, because the mini's pictures are so
+small that its reference costs next to nothing. Writes `--output` (JSON) and prints a table.
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, UniPCMultistepScheduler
+from PIL import Image
+from tqdm import tqdm
+
+from generate import ROOT, load_pipeline, tile_size
+
+from . import benchmark, metrics
+from .evaluate import read
+from .heldout import FOLDER
+
+ANCESTRAL = EulerAncestralDiscreteScheduler
+SETTINGS = {
+    "exact: Euler ancestral, 28 steps": (ANCESTRAL, 28, {}),
+    "reference every 2 steps": (ANCESTRAL, 28, {"reference_interval": 2}),
+    "reference every 4 steps": (ANCESTRAL, 28, {"reference_interval": 4}),
+    "guidance in the first 3/4": (ANCESTRAL, 28, {"guidance_end": 0.75}),
+    "guidance in the first half": (ANCESTRAL, 28, {"guidance_end": 0.5}),
+    "guidance in the second half": (ANCESTRAL, 28, {"guidance_start": 0.5}),
+    "Euler ancestral, 14 steps": (ANCESTRAL, 14, {}),
+    "DPM++ 2M, 28 steps": (DPMSolverMultistepScheduler, 28, {}),
+    "DPM++ 2M, 14 steps": (DPMSolverMultistepScheduler, 14, {}),
+    "DPM++ 2M, 8 steps": (DPMSolverMultistepScheduler, 8, {}),
+    "UniPC, 14 steps": (UniPCMultistepScheduler, 14, {}),
+    "UniPC, 8 steps": (UniPCMultistepScheduler, 8, {}),
+    "fast": (UniPCMultistepScheduler, 8, {"reference_interval": 2, "guidance_end": 0.75}),
+}
+
+
+def call(pipe, setting: tuple, pictures: list, **options):
+    """Runs a setting of `SETTINGS` with a seed for each picture."""
+    scheduler, steps, more = setting
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    seeds = [torch.Generator().manual_seed(i) for i in range(len(pictures))]
+    return pipe(pictures, num_inference_steps=steps, generator=seeds, **more, **options).images
+
+
+def main(argv: list[str] | None = None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Compare faster settings with the exact one.")
+    add = parser.add_argument
+    add("--checkpoint", default=str(ROOT), help="folder or Hub name")
+    add("--limit", type=int, default=8, help="held-out objects (default: %(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    add("--dtype", default="float16" if torch.cuda.is_available() else "float32", help="of what is timed")
+    add("--repeats", type=int, default=1, help="of the timing; the shortest counts (default: %(default)s)")
+    add("--output", type=Path, default=Path("out/approximations.json"), help="file of the results, which is replaced")
+    o = parser.parse_args(argv)
+    objects = sorted(path.parent for path in FOLDER.glob("*/views.webp"))[: o.limit]
+    truths = np.stack([read(path / "views.webp") for path in objects])
+    pictures = [Image.open(path / "input.webp") for path in objects]
+    pipe = load_pipeline(o.checkpoint, o.device, "float32")
+    pipe.set_progress_bar_config(disable=True)
+    size = benchmark.SMALL if torch.device(o.device).type == "cpu" else benchmark.FULL
+    model = benchmark.build(size, o.device, getattr(torch, o.dtype))
+    grey = Image.new("RGB", (size["picture"],) * 2, (127,) * 3)
+    shape = {"height": size["tile"][0], "width": size["tile"][1]}
+
+    rows, exact = [], None
+    for name, setting in tqdm(SETTINGS.items(), unit="setting"):
+        tiles = np.stack(call(pipe, setting, pictures, **tile_size(pipe), output_type="np"))
+        exact = tiles if exact is None else exact
+        run = partial(call, model, setting, [grey], **shape, output_type="latent")
+        seconds = min(benchmark.timed(run, model.device)[0] for _ in range(o.repeats))
+        row = {"setting": name, "seconds": seconds, "speed": rows[0]["seconds"] / seconds if rows else 1.0}
+        for to, others in (("exact", exact), ("truth", truths)):
+            row[f"PSNR to {to}"] = float(np.mean([min(metrics.psnr(*pair), 99) for pair in zip(tiles, others)]))
+            row[f"LPIPS to {to}"] = float(np.mean([metrics.lpips(*pair) for pair in zip(tiles, others)]))
+        rows.append(row)
+    print(f"{benchmark.describe(o.device)}; {len(objects)} objects\n\n{benchmark.table(rows)}")
+    o.output.parent.mkdir(parents=True, exist_ok=True)
+    machine = benchmark.describe(o.device)
+    o.output.write_text(json.dumps({"machine": machine, "objects": len(objects), "results": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,379 @@
+"""How long a tile takes, where the time goes, and how close that is to the hardware; beside another pipeline.
+
+    python -m evaluation.benchmark --device cpu
+    python -m evaluation.benchmark --dtypes float16 --steps 28 75 --batches 1 4 8 --modes eager compiled
+    python -m evaluation.benchmark --baseline PATH/pipeline.py
+
+Weights are random, which speed does not see. On a GPU the sizes are those of the public checkpoints: a UNet of
+865,910,724 parameters, tiles of 960 x 640, pictures of 512 x 512. On a CPU all is smaller in the same proportions.
+Both pipelines have the same weights and are timed by turns, so that what else the machine does falls on both; the
+ratio is that of the medians. The baseline runs eagerly, as it is published; batches are N tiles of one picture. Writes
+`--output` (JSON) and prints a table.
+"""
+
+import argparse
+import copy
+import importlib.util
+import inspect
+import json
+import platform
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from diffusers import AutoencoderKL, DiffusionPipeline, EulerAncestralDiscreteScheduler, UNet2DConditionModel
+from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from pipeline import ReferenceCache, Zero123PlusPipeline, install_reference_attention, last_self_attention
+from training.mini import SCHEDULE, build_tokenizer
+
+from . import plain
+
+# Of the public checkpoints, and the same proportions where a CPU is to finish: the reference has 64 x 64 latents to
+# the tile's 120 x 80, or 32 x 32 to 60 x 40.
+FULL = {
+    "tile": (960, 640),
+    "picture": 512,
+    "unet": (320, 640, 1280, 1280),
+    "heads": [5, 10, 20, 20],
+    "layers": 2,
+    "vae": (128, 256, 512, 512),
+    "width": 1024,
+    "text": (23, 16, 77),
+    "vision": (32, 16, 1280, 5120, 224, 14),
+}
+SMALL = {
+    "tile": (480, 320),
+    "picture": 256,
+    "unet": (64, 128, 256),
+    "heads": [1, 2, 4],
+    "layers": 2,
+    "vae": (16, 32, 64, 64),
+    "width": 128,
+    "text": (4, 4, 77),
+    "vision": (4, 4, 128, 512, 112, 14),
+}
+PARTS = ("reference pass", "denoising pass", "VAE", "encoders", "scheduler and rest")
+
+
+def build(size: dict, device: str, dtype: torch.dtype) -> Zero123PlusPipeline:
+    """A pipeline of the given size with random weights, made where it runs."""
+    levels = len(size["unet"])
+    text_layers, text_heads, tokens = size["text"]
+    vision_layers, vision_heads, hidden, intermediate, clip_size, patch = size["vision"]
+    tokenizer = build_tokenizer()
+    attention = ["CrossAttnDownBlock2D"] * (levels - 1), ["CrossAttnUpBlock2D"] * (levels - 1)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    torch.manual_seed(0)
+    try:
+        with torch.device(device):
+            unet = UNet2DConditionModel(
+                block_out_channels=size["unet"],
+                down_block_types=(*attention[0], "DownBlock2D"),
+                up_block_types=("UpBlock2D", *attention[1]),
+                layers_per_block=size["layers"],
+                attention_head_dim=size["heads"],
+                cross_attention_dim=size["width"],
+                use_linear_projection=True,
+            )
+            vae = AutoencoderKL(
+                block_out_channels=size["vae"],
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                layers_per_block=2,
+                norm_num_groups=min(32, size["vae"][0]),
+                scaling_factor=0.18215,
+            )
+            text = CLIPTextModel(
+                CLIPTextConfig(
+                    vocab_size=49408,
+                    hidden_size=size["width"],
+                    intermediate_size=4 * size["width"],
+                    num_hidden_layers=text_layers,
+                    num_attention_heads=text_heads,
+                    max_position_embeddings=tokens,
+                    hidden_act="gelu",
+                    bos_token_id=tokenizer.bos_token_id,
+                    eos_token_id=tokenizer.eos_token_id,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+            )
+            vision = CLIPVisionModelWithProjection(
+                CLIPVisionConfig(
+                    hidden_size=hidden,
+                    intermediate_size=intermediate,
+                    num_hidden_layers=vision_layers,
+                    num_attention_heads=vision_heads,
+                    image_size=clip_size,
+                    patch_size=patch,
+                    projection_dim=size["width"],
+                    hidden_act="gelu",
+                )
+            )
+    finally:
+        torch.set_default_dtype(before)
+    clip_edges, edges = (
+        {"size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge}}
+        for edge in (clip_size, size["picture"])
+    )
+    pipe = Zero123PlusPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=EulerAncestralDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing"),
+        vision_encoder=vision,
+        feature_extractor_clip=CLIPImageProcessor(**clip_edges),
+        feature_extractor_vae=CLIPImageProcessor(**edges, resample=2, image_mean=[0.5] * 3, image_std=[0.8] * 3),
+        ramping_coefficients=[i / tokens for i in range(1, tokens + 1)],
+    )
+    for module in (unet, vae, text, vision):
+        module.eval().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def load_baseline(path: Path, pipe: Zero123PlusPipeline) -> DiffusionPipeline:
+    """The pipeline of a file around the components of `pipe`, with copies of what it or compiling may change.
+
+    Raises:
+        ValueError: if the file has no `DiffusionPipeline` of its own, or more than one.
+    """
+    spec = importlib.util.spec_from_file_location("baseline", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, DiffusionPipeline) and value.__module__ == "baseline"
+    ]
+    if len(found) != 1:
+        raise ValueError(f"`--baseline` {path} has {len(found)} pipelines, but must have one.")
+    own = {name: copy.deepcopy(pipe.components[name]) for name in ("unet", "vae", "scheduler")}
+    parts = pipe.components | own | {"ramping_coefficients": pipe.config.ramping_coefficients, "safety_checker": None}
+    accepted = inspect.signature(found[0].__init__).parameters
+    baseline = found[0](**{name: part for name, part in parts.items() if name in accepted})
+    baseline.set_progress_bar_config(disable=True)
+    return baseline.to(pipe.device)
+
+
+def compile_pipeline(pipe: Zero123PlusPipeline):
+    """What the README recommends: channels last, fused projections, UNet and VAE decoder compiled."""
+    pipe.unet.to(memory_format=torch.channels_last)
+    pipe.vae.to(memory_format=torch.channels_last)
+    pipe.unet.fuse_qkv_projections()
+    pipe.unet = torch.compile(pipe.unet, fullgraph=True)
+    pipe.vae.decoder = torch.compile(pipe.vae.decoder, fullgraph=True)
+
+
+def synchronize(device: torch.device):
+    """Waits for all that the device was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def stopwatch(pipe: Zero123PlusPipeline) -> Iterator[Counter]:
+    """Counts the seconds that a call spends in each of `PARTS` but the last. Waits for the device at each border."""
+    seconds, started = Counter(), {}
+
+    def part(module, kwargs):
+        if module is pipe.unet:
+            writes = kwargs["cross_attention_kwargs"]["reference_mode"] == "write"
+            return "reference pass" if writes else "denoising pass"
+        return "VAE" if module in (pipe.vae.encoder, pipe.vae.decoder) else "encoders"
+
+    def start(module, args, kwargs):
+        synchronize(pipe.device)
+        started[module] = time.perf_counter()
+
+    def stop(module, args, kwargs, result):
+        synchronize(pipe.device)
+        seconds[part(module, kwargs)] += time.perf_counter() - started[module]
+
+    modules = (pipe.unet, pipe.vae.encoder, pipe.vae.decoder, pipe.text_encoder, pipe.vision_encoder)
+    handles = [module.register_forward_pre_hook(start, with_kwargs=True) for module in modules]
+    handles += [module.register_forward_hook(stop, with_kwargs=True) for module in modules]
+    yield seconds
+    for handle in handles:
+        handle.remove()
+
+
+def count_flops(pipe: Zero123PlusPipeline, size: dict, batch: int, steps: int) -> float:
+    """Floating-point operations of a guided call, UNet and VAE decoder, counted on a copy without memory."""
+    meta = torch.device("meta")
+    unet = UNet2DConditionModel.from_config(pipe.unet.config).to(meta)
+    decoder = AutoencoderKL.from_config(pipe.vae.config).to(meta)
+    install_reference_attention(unet)
+    factor, tokens = pipe.vae_scale_factor, size["text"][2]
+    height, width = (edge // factor for edge in size["tile"])
+    cache, reference = ReferenceCache(last_self_attention(unet)), size["picture"] // factor
+    text, time_step = torch.empty(2 * batch, tokens, size["width"], device=meta), torch.zeros((), device=meta)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as step:
+            for mode, n, shape in (("write", 1 + batch, (reference, reference)), ("read", 2 * batch, (height, width))):
+                kwargs = {"reference": cache, "reference_mode": mode}
+                unet(torch.empty(n, 4, *shape, device=meta), time_step, text[:n], cross_attention_kwargs=kwargs)
+        with FlopCounterMode(display=False) as decoding:
+            decoder.decode(torch.empty(batch, 4, height, width, device=meta))
+    return steps * step.get_total_flops() + decoding.get_total_flops()
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Measured floating-point operations a second of a large matrix product, the best of five."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(5):
+        synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return 2 * n**3 / min(times)
+
+
+def timed(call, device: torch.device) -> tuple[float, torch.Tensor]:
+    """Seconds and result of a call."""
+    synchronize(device)
+    start = time.perf_counter()
+    result = call()
+    synchronize(device)
+    return time.perf_counter() - start, result
+
+
+def measure(pipe, baseline, size: dict, batch: int, steps: int, repeats: int) -> dict:
+    """Times one setting; the first call of each pipeline, which compiles and finds kernels, does not count."""
+    device = pipe.device
+    picture = np.random.default_rng(0).integers(0, 256, (size["picture"], size["picture"], 3), dtype=np.uint8)
+
+    @torch.no_grad()
+    def call(which, steps):
+        options = {"height": size["tile"][0], "width": size["tile"][1], "num_images_per_prompt": batch}
+        options |= {"generator": torch.Generator().manual_seed(0), "output_type": "latent"}
+        result = which(Image.fromarray(picture), num_inference_steps=steps, **options)
+        latents = result if isinstance(result, torch.Tensor) else result.images
+        which.vae.decode((latents / which.vae.config.scaling_factor).to(which.vae.dtype))
+        return latents.float().cpu()
+
+    systems = {"ours": pipe} | ({"baseline": baseline} if baseline else {})
+    seconds, latents, memory = defaultdict(list), {}, {}
+    for which in systems.values():
+        call(which, min(steps, 2))
+    for _ in range(repeats):
+        for name, which in systems.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            elapsed, latents[name] = timed(partial(call, which, steps), device)
+            seconds[name].append(elapsed)
+            if device.type == "cuda":
+                memory[name] = torch.cuda.max_memory_allocated() / 2**30
+    ours = statistics.median(seconds["ours"])
+    with stopwatch(pipe) as parts:
+        whole, _ = timed(partial(call, pipe, steps), device)
+    parts["scheduler and rest"] = whole - sum(parts.values())
+    flops = count_flops(pipe, size, batch, steps)
+    result = {
+        "seconds a tile": ours / batch,
+        "tiles a second": batch / ours,
+        "peak GiB": memory.get("ours"),
+        "TFLOP a tile": flops / batch / 1e12,
+        "share of matmul rate": flops / ours / matmul_rate(device, pipe.unet.dtype),
+        **{part: parts[part] / whole for part in PARTS},
+    }
+    if baseline:
+        result["baseline seconds a tile"] = statistics.median(seconds["baseline"]) / batch
+        result["baseline peak GiB"] = memory.get("baseline")
+        result["time to baseline's"] = ours / statistics.median(seconds["baseline"])
+        error = (latents["ours"] - latents["baseline"]).norm() / latents["baseline"].norm()
+        result["difference"] = error.item()
+    return result
+
+
+def describe(device: str) -> str:
+    """Device and versions, for the head of a table."""
+    kind = torch.cuda.get_device_name() if device.startswith("cuda") else f"{platform.processor() or 'CPU'}"
+    threads = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads"
+    return (
+        f"{kind}{threads}; torch {torch.__version__}, diffusers {diffusers.__version__},"
+        f" transformers {transformers.__version__}; {time.strftime('%Y-%m-%d')}"
+    )
+
+
+def table(rows: list[dict]) -> str:
+    """A Markdown table of the results."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    columns = [column for column in columns if any(row.get(column) is not None for row in rows)]
+
+    def cell(value):
+        if value is None:
+            return "-"
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return "\n".join(lines + [f"| {' | '.join(cell(row.get(column)) for column in columns)} |" for row in rows])
+
+
+def main(argv: list[str] | None = None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Time the pipeline.")
+    add = parser.add_argument
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    add("--dtypes", nargs="+", choices=("float16", "bfloat16", "float32"), help="default: float16; float32 on a CPU")
+    add("--modes", nargs="+", choices=("eager", "compiled"), default=["eager"], help="default: eager")
+    add("--batches", nargs="+", type=int, default=[1, 4], help="default: 1 4")
+    add("--steps", nargs="+", type=int, help="default: 28; 2 on a CPU")
+    add("--repeats", type=int, default=3, help="of which the median counts (default: %(default)s)")
+    add("--size", choices=("full", "small"), help="default: full; small on a CPU")
+    add("--baseline", type=Path, default=Path(plain.__file__), help="file of a pipeline to time beside it")
+    add("--output", type=Path, default=Path("out/benchmark.json"), help="file of the results, which is replaced")
+    o = parser.parse_args(argv)
+    on_cpu = torch.device(o.device).type == "cpu"
+    size = {"full": FULL, "small": SMALL}[o.size or ("small" if on_cpu else "full")]
+    settings = [
+        (getattr(torch, dtype), mode, batch, steps)
+        for dtype in o.dtypes or ["float32" if on_cpu else "float16"]
+        for mode in o.modes
+        for batch in o.batches
+        for steps in o.steps or [2 if on_cpu else 28]
+    ]
+    rows, made = [], None
+    for dtype, mode, batch, steps in tqdm(settings, unit="setting"):
+        if made != (dtype, mode):
+            pipe = baseline = None  # room for the next
+            pipe = build(size, o.device, dtype)
+            try:
+                baseline = load_baseline(o.baseline, pipe)
+            except (OSError, ValueError) as error:
+                raise SystemExit(str(error)) from error
+            if mode == "compiled":
+                compile_pipeline(pipe)
+            made = dtype, mode
+        setting = {"dtype": str(dtype).removeprefix("torch."), "mode": mode, "batch": batch, "steps": steps}
+        rows.append(setting | measure(pipe, baseline, size, batch, steps, o.repeats))
+    print(f"{describe(o.device)}\n\n{table(rows)}")
+    o.output.parent.mkdir(parents=True, exist_ok=True)
+    o.output.write_text(json.dumps({"machine": describe(o.device), "results": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

