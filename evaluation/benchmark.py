@@ -176,13 +176,18 @@ def load_baseline(path: Path, pipe: Zero123PlusPipeline) -> DiffusionPipeline:
     return baseline.to(pipe.device)
 
 
-def compile_pipeline(pipe: Zero123PlusPipeline):
-    """What the README recommends: channels last, fused projections, UNet and VAE decoder compiled."""
+def compile_pipeline(pipe: Zero123PlusPipeline, **options):
+    """What the README recommends: channels last, fused projections, UNet and VAE decoder compiled.
+
+    Args:
+        pipe: the pipeline, where it is to run.
+        options: more for `torch.compile`.
+    """
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.vae.to(memory_format=torch.channels_last)
     pipe.unet.fuse_qkv_projections()
-    pipe.unet = torch.compile(pipe.unet, fullgraph=True)
-    pipe.vae.decoder = torch.compile(pipe.vae.decoder, fullgraph=True)
+    pipe.unet = torch.compile(pipe.unet, fullgraph=True, **options)
+    pipe.vae.decoder = torch.compile(pipe.vae.decoder, fullgraph=True, **options)
 
 
 def synchronize(device: torch.device):

@@ -4,15 +4,17 @@ import copy
 from pathlib import Path
 
 import accelerate
+import diffusers
 import pytest
 import torch
 from conftest import assert_differ, assert_same, build_pipe, noise_picture
-from diffusers import ControlNetModel, PipelineQuantizationConfig, TorchAoConfig, UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
+from evaluation.benchmark import compile_pipeline
 from pipeline import ReferenceCache, Zero123PlusPipeline, install_reference_attention
 
 
@@ -187,8 +189,10 @@ def test_bfloat16(pipe, picture, run):
 
 
 def test_int8_weights_by_torchao(pipe, picture, run, tmp_path):
-    quantization = pytest.importorskip("torchao.quantization")
-    config = PipelineQuantizationConfig(quant_mapping={"unet": TorchAoConfig(quantization.Int8WeightOnlyConfig())})
+    torchao = pytest.importorskip("torchao.quantization")
+    quantizers = pytest.importorskip("diffusers.quantizers", reason="these came with diffusers 0.34")
+    weights = diffusers.TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    config = quantizers.PipelineQuantizationConfig(quant_mapping={"unet": weights})
     before = run(pipe, picture)
     pipe.save_pretrained(tmp_path)
     small = type(pipe).from_pretrained(tmp_path, quantization_config=config, trust_remote_code=True)
@@ -200,6 +204,8 @@ def test_int8_weights_by_torchao(pipe, picture, run, tmp_path):
 
 
 def test_compile_makes_one_graph_for_writing_and_one_for_reading(run):
+    """The README's recipe, traced and not compiled: for the UNet and the decoder no more graphs than passes, also for
+    another picture."""
     torch._dynamo.reset()
     pipe = build_pipe(channels=(32,))  # tracing takes long
     before = run(pipe, noise_picture(0), num_inference_steps=3)
@@ -209,10 +215,12 @@ def test_compile_makes_one_graph_for_writing_and_one_for_reading(run):
         graphs.append(graph)
         return graph.forward
 
-    pipe.unet = torch.compile(pipe.unet, fullgraph=True, backend=backend)
+    compile_pipeline(pipe, backend=backend)
     assert_same(run(pipe, noise_picture(0), num_inference_steps=3), before)
     run(pipe, noise_picture(1), seed=1)
     assert len(graphs) == 2
+    run(pipe, noise_picture(1), output_type="pt")
+    assert len(graphs) == 3
 
 
 def test_install_says_nothing_of_cross_attention(pipe):
