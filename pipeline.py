@@ -5,6 +5,7 @@ A `diffusers` custom pipeline around stock components. What is its own stands in
 target space, the camera poses, the scaled reference attention and the mixing of the CLIP embedding into the prompt.
 """
 
+import contextlib
 import copy
 import inspect
 import math
@@ -148,6 +149,7 @@ class ReferenceCache:
 
     def __init__(self, last: str | None = None):
         self.last = last
+        self.deep = {}  # by mode, what `keep_deep_features` keeps
         self._entries = {}
 
     def write(self, layer: str, key: torch.Tensor, value: torch.Tensor):
@@ -295,6 +297,52 @@ def last_self_attention(unet: UNet2DConditionModel) -> str | None:
     """
     names = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn1.processor")]
     return next((name for name in reversed(names) if name.startswith("up_blocks")), None)
+
+
+class DeepFeatures(torch.nn.Module):
+    """Stands for all blocks of a UNet but the last resnet and transformer: returns what they returned last, which the
+    [`ReferenceCache`] of the call keeps.
+    """
+
+    has_cross_attention = True
+
+    def forward(self, hidden_states, temb=None, cross_attention_kwargs=None, **kwargs) -> torch.Tensor:
+        return cross_attention_kwargs["reference"].deep[cross_attention_kwargs["reference_mode"]]
+
+    @staticmethod
+    def keep(module, args, kwargs, output):
+        """A forward hook of the last transformer but one."""
+        kwargs = kwargs["cross_attention_kwargs"]
+        kwargs["reference"].deep[kwargs["reference_mode"]] = output[0]
+
+
+def shallow_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A UNet of the same weights that runs the first convolution and the last resnet and transformer alone, on the
+    deep features of an earlier step (DeepCache, arXiv 2312.00858, its branch 0).
+
+    Raises:
+        ValueError: if the UNet is compiled or offloaded, or has no such layers.
+    """
+    if "forward" in vars(unet) or not isinstance(unet, UNet2DConditionModel):
+        raise ValueError(
+            "`deep_cache_interval` is more than 1, but the UNet is compiled or has hooks, which a part of it cannot"
+            " have: leave `deep_cache_interval` at 1, or do without torch.compile and offloading."
+        )
+    last = unet.up_blocks[-1]
+    if len(getattr(last, "attentions", ())) < 2:
+        raise ValueError(
+            f"`deep_cache_interval` is more than 1, but the UNet's last block, {type(last).__name__}, has fewer than"
+            " two transformers: leave it at 1."
+        )
+    shallow, top = copy.copy(unet), copy.copy(last)
+    top._modules = {**last._modules, "resnets": last.resnets[-1:], "attentions": last.attentions[-1:]}
+    blocks = {
+        "down_blocks": torch.nn.ModuleList(),
+        "mid_block": DeepFeatures(),
+        "up_blocks": torch.nn.ModuleList([top]),
+    }
+    shallow._modules = {**unet._modules, **blocks}
+    return shallow
 
 
 @dataclass
@@ -604,15 +652,13 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         negative_prompt,
         height: int,
         width: int,
-        num_inference_steps: int,
-        num_images_per_prompt: int,
         generator,
         latents,
         prompt_embeds,
         negative_prompt_embeds,
         control_image,
         intervals: dict[str, tuple[float, float]],
-        reference_interval: int,
+        counts: dict[str, int],
         output_type: str,
         callback_on_step_end_tensor_inputs,
     ):
@@ -622,11 +668,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             TypeError, ValueError: naming the argument, its value and what to do.
         """
         self.check_size(height, width)
-        for name, value in (
-            ("num_inference_steps", num_inference_steps),
-            ("num_images_per_prompt", num_images_per_prompt),
-            ("reference_interval", reference_interval),
-        ):
+        for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` is {value!r}, but must be a whole number of at least 1.")
         if output_type not in ("pil", "np", "pt", "latent"):
@@ -648,7 +690,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     f"`{name}` has shape {tuple(embeds.shape)}, but must be (1 or {batch_size}, {length}, {dim}) for"
                     f" {batch_size} pictures."
                 )
-        total = batch_size * num_images_per_prompt
+        total = batch_size * counts["num_images_per_prompt"]
         for item in generator if isinstance(generator, list) else [generator]:
             if not isinstance(item, (torch.Generator, type(None))):
                 raise TypeError(
@@ -779,6 +821,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         reference_interval: int = 1,
+        deep_cache_interval: int = 1,
         controlnet_conditioning_scale: float | list[float] | None = None,
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
@@ -814,6 +857,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             guidance_end: share of the steps after which guidance ends; steps without cost about half.
             reference_interval: the reference is computed at every so many steps, 1 for all. More is faster and not
                 the same.
+            deep_cache_interval: the whole UNet is computed at every so many steps, 1 for all; between these its last
+                layers alone (arXiv 2312.00858). More is faster and not the same.
             controlnet_conditioning_scale: strength of the ControlNet, or a list of them for several; that of
                 `add_controlnet` by default.
             control_guidance_start: share of the steps after which the ControlNet begins.
@@ -855,8 +900,6 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             negative_prompt,
             height,
             width,
-            num_inference_steps,
-            num_images_per_prompt,
             generator,
             latents,
             prompt_embeds,
@@ -866,7 +909,12 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 "guidance": (guidance_start, guidance_end),
                 "control_guidance": (control_guidance_start, control_guidance_end),
             },
-            reference_interval,
+            {
+                "num_inference_steps": num_inference_steps,
+                "num_images_per_prompt": num_images_per_prompt,
+                "reference_interval": reference_interval,
+                "deep_cache_interval": deep_cache_interval,
+            },
             output_type,
             callback_on_step_end_tensor_inputs,
         )
@@ -941,13 +989,20 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
         # 5. Denoise
         num_steps = len(scheduler.timesteps)  # some solvers take more than one evaluation a step
-        cache = guided = None
-        with self.progress_bar(total=num_steps) as progress_bar:
+        cache, guided, residuals = None, None, {}
+        keeping = contextlib.nullcontext()
+        if deep_cache_interval > 1:
+            shallow = shallow_unet(self.unet)
+            keeping = self.unet.up_blocks[-1].attentions[-2].register_forward_hook(DeepFeatures.keep, with_kwargs=True)
+        with self.progress_bar(total=num_steps) as progress_bar, keeping:
             for i, t in enumerate(scheduler.timesteps):
                 if self.interrupt:
                     continue
                 was_guided, guided = guided, ever_guided and guidance_start <= i / num_steps < guidance_end
                 copies = 2 if guided else 1
+                changed = guided != was_guided  # what is kept has another batch
+                whole = changed or i % deep_cache_interval == 0
+                unet = self.unet if whole else shallow
 
                 # 5.1 The reference, brought to the step's noise level, writes its keys and values. Its noise is drawn
                 # whether or not it is used, the positive part first: no other noise may depend on that.
@@ -964,11 +1019,11 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     reference_input = torch.cat([negative_latents.expand(n, -1, -1, -1), reference_latents])
                     reference_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
                     text_embeds = torch.cat([negative_prompt_embeds.expand(num_tiles, -1, -1), prompt_embeds])
-                if i % reference_interval == 0 or guided != was_guided:
-                    cache = ReferenceCache(last_layer)
+                if changed or i % reference_interval == 0:
+                    cache = ReferenceCache(last_layer) if whole else cache
                     reference_input = scheduler.add_noise(reference_input, noise, t.reshape(1))
                     write = {**cross_attention_kwargs, "reference": cache, "reference_mode": "write"}
-                    self.unet(
+                    unet(
                         scheduler.scale_model_input(reference_input, t),
                         t,
                         encoder_hidden_states=reference_embeds,
@@ -978,8 +1033,9 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
                 # 5.2 The tile reads them
                 model_input = scheduler.scale_model_input(latents.repeat(copies, 1, 1, 1), t)
-                residuals = {}
-                if control_image is not None and control_guidance_start <= i / num_steps < control_guidance_end:
+                if control_image is None or not control_guidance_start <= i / num_steps < control_guidance_end:
+                    residuals = {}
+                elif whole or not residuals:
                     control = [pixels.repeat(copies, 1, 1, 1) for pixels in control_image]
                     down, mid = self.controlnet(
                         model_input,
@@ -990,7 +1046,9 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                         return_dict=False,
                     )
                     residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-                noise_pred = self.unet(
+                if residuals and not whole:  # the last layers take the first residual alone
+                    residuals = {**residuals, "mid_block_additional_residual": 0}
+                noise_pred = unet(
                     model_input,
                     t,
                     encoder_hidden_states=text_embeds,

@@ -31,6 +31,8 @@ SETTINGS = {
     "exact: Euler ancestral, 28 steps": (ANCESTRAL, 28, {}),
     "reference every 2 steps": (ANCESTRAL, 28, {"reference_interval": 2}),
     "reference every 4 steps": (ANCESTRAL, 28, {"reference_interval": 4}),
+    "whole UNet every 2 steps": (ANCESTRAL, 28, {"deep_cache_interval": 2}),
+    "whole UNet every 3 steps": (ANCESTRAL, 28, {"deep_cache_interval": 3}),
     "guidance in the first 3/4": (ANCESTRAL, 28, {"guidance_end": 0.75}),
     "guidance in the first half": (ANCESTRAL, 28, {"guidance_end": 0.5}),
     "guidance in the second half": (ANCESTRAL, 28, {"guidance_start": 0.5}),
