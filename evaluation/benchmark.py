@@ -346,7 +346,7 @@ def main(argv: list[str] | None = None):
     add("--dtypes", nargs="+", choices=("float16", "bfloat16", "float32"), help="default: float16; float32 on a CPU")
     add("--modes", nargs="+", choices=("eager", "compiled"), default=["eager"], help="default: eager")
     add("--batches", nargs="+", type=int, default=[1, 4], help="default: 1 4")
-    add("--steps", nargs="+", type=int, help="default: 28; 2 on a CPU")
+    add("--steps", nargs="+", type=int, help="default: 28; 4 on a CPU")
     add("--repeats", type=int, default=3, help="of which the median counts (default: %(default)s)")
     add("--size", choices=("full", "small"), help="default: full; small on a CPU")
     add("--baseline", type=Path, default=Path(plain.__file__), help="file of a pipeline to time beside it")
@@ -359,7 +359,7 @@ def main(argv: list[str] | None = None):
         for dtype in o.dtypes or ["float32" if on_cpu else "float16"]
         for mode in o.modes
         for batch in o.batches
-        for steps in o.steps or [2 if on_cpu else 28]
+        for steps in o.steps or [4 if on_cpu else 28]
     ]
     rows, made = [], None
     for dtype, mode, batch, steps in tqdm(settings, unit="setting"):
