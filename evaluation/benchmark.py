@@ -316,8 +316,8 @@ def measure(pipe, baseline, size: dict, batch: int, steps: int, repeats: int) ->
 
 def describe(device: str) -> str:
     """Device and versions, for the head of a table."""
-    kind = torch.cuda.get_device_name() if device.startswith("cuda") else f"{platform.processor() or 'CPU'}"
-    threads = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads"
+    kind = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    threads = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads of a CPU"
     return (
         f"{kind}{threads}; torch {torch.__version__}, diffusers {diffusers.__version__},"
         f" transformers {transformers.__version__}; {time.strftime('%Y-%m-%d')}"
