@@ -6,8 +6,7 @@ Quality is that of a checkpoint on held-out objects, measured on the tile as `ev
 compares with the tiles of the first row, from the same seeds. A solver that draws other noise gives other tiles, which
 are not worse for that: judge those by their distance to the truth. Time is that of the model of
 `evaluation.benchmark`, random weights in the proportions of the public checkpoints, because the mini's pictures are so
-small that its reference costs next to nothing; "work" counts its floating-point operations, which a busy machine does
-not change. Writes `--output` (JSON) and prints a table.
+small that its reference costs next to nothing. Writes `--output` (JSON) and prints a table.
 """
 
 import argparse
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, UniPCMultistepScheduler
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm import tqdm
 
 from generate import ROOT, load_pipeline, tile_size
@@ -28,7 +26,6 @@ from . import benchmark, metrics
 from .evaluate import read
 from .heldout import FOLDER
 
-CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # the counter knows those of GPUs
 ANCESTRAL = EulerAncestralDiscreteScheduler
 SETTINGS = {
     "exact: Euler ancestral, 28 steps": (ANCESTRAL, 28, {}),
@@ -47,11 +44,6 @@ SETTINGS = {
     "UniPC, 8 steps": (UniPCMultistepScheduler, 8, {}),
     "fast": (UniPCMultistepScheduler, 8, {"reference_interval": 2, "guidance_end": 0.75}),
 }
-
-
-def attention_flops(query, key, value, *args, **kwargs) -> int:
-    """Of shapes, as the counter asks for it."""
-    return sdpa_flop_count(query, key, value)
 
 
 def call(pipe, setting: tuple, pictures: list, **options):
@@ -88,11 +80,8 @@ def main(argv: list[str] | None = None):
         tiles = np.stack(call(pipe, setting, pictures, **tile_size(pipe), output_type="np"))
         exact = tiles if exact is None else exact
         run = partial(call, model, setting, [grey], **shape, output_type="latent")
-        with FlopCounterMode(display=False, custom_mapping={CPU_ATTENTION: attention_flops}) as flops:
-            seconds = min(benchmark.timed(run, model.device)[0] for _ in range(o.repeats))
-        row = {"setting": name, "TFLOP": flops.get_total_flops() / o.repeats / 1e12, "seconds": seconds}
-        for column, measured in (("work", "TFLOP"), ("time", "seconds")):
-            row[column] = row[measured] / (rows or [row])[0][measured]
+        seconds = min(benchmark.timed(run, model.device)[0] for _ in range(o.repeats))
+        row = {"setting": name, "seconds": seconds, "time": seconds / rows[0]["seconds"] if rows else 1.0}
         for to, others in (("exact", exact), ("truth", truths)):
             row[f"PSNR to {to}"] = float(np.mean([metrics.psnr(*pair) for pair in zip(tiles, others)]))
             row[f"LPIPS to {to}"] = float(np.mean([metrics.lpips(*pair) for pair in zip(tiles, others)]))
