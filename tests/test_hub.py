@@ -190,6 +190,5 @@ def test_pipeline_file_stands_alone():
     imports = [
         line for line in (ROOT / "pipeline.py").read_text().splitlines() if line.startswith(("import ", "from "))
     ]
-    allowed = {"copy", "inspect", "math", "shutil", "collections", "dataclasses", "pathlib"}
-    allowed |= {"numpy", "PIL", "torch", "transformers", "diffusers"}
+    allowed = sys.stdlib_module_names | {"numpy", "PIL", "torch", "transformers", "diffusers"}
     assert {line.split()[1].split(".")[0] for line in imports} <= allowed
