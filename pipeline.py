@@ -149,7 +149,7 @@ class ReferenceCache:
 
     def __init__(self, last: str | None = None):
         self.last = last
-        self.deep = {}  # by mode, what `keep_deep_features` keeps
+        self.deep = {}  # by mode, what `DeepFeatures.keep` keeps
         self._entries = {}
 
     def write(self, layer: str, key: torch.Tensor, value: torch.Tensor):
@@ -160,8 +160,7 @@ class ReferenceCache:
         """Key and value of a layer for a batch.
 
         Entries may be fewer than the batch: under classifier-free guidance the first entry, the one negative
-        reference, serves the whole negative half, so that (1 + B) entries stand for 2B. Of more entries the last are
-        read, the positive ones.
+        reference, serves the whole negative half, so that (1 + B) entries stand for 2B.
 
         Raises:
             RuntimeError: if the layer was not written.
@@ -172,9 +171,7 @@ class ReferenceCache:
             )
         key, value = self._entries[layer]
         missing = batch_size - key.shape[0]
-        if missing < 0:
-            key, value = key[-batch_size:], value[-batch_size:]
-        elif missing:
+        if missing:
             key, value = (torch.cat([entry[:1].expand(missing, -1, -1, -1), entry]) for entry in (key, value))
         return key, value
 
@@ -307,6 +304,7 @@ class DeepFeatures(torch.nn.Module):
     has_cross_attention = True
 
     def forward(self, hidden_states, temb=None, cross_attention_kwargs=None, **kwargs) -> torch.Tensor:
+        """Called as a UNet's middle block; returns features of shape (B, C, h, w), as the last block takes them."""
         return cross_attention_kwargs["reference"].deep[cross_attention_kwargs["reference_mode"]]
 
     @staticmethod

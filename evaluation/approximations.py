@@ -86,9 +86,9 @@ def main(argv: list[str] | None = None):
             row[f"PSNR to {to}"] = float(np.mean([metrics.psnr(*pair) for pair in zip(tiles, others)]))
             row[f"LPIPS to {to}"] = float(np.mean([metrics.lpips(*pair) for pair in zip(tiles, others)]))
         rows.append(row)
-    print(f"{benchmark.describe(o.device)}; {len(objects)} objects\n\n{benchmark.table(rows)}")
-    o.output.parent.mkdir(parents=True, exist_ok=True)
     machine = benchmark.describe(o.device)
+    print(f"{machine}; {len(objects)} objects\n\n{benchmark.table(rows)}")
+    o.output.parent.mkdir(parents=True, exist_ok=True)
     o.output.write_text(json.dumps({"machine": machine, "objects": len(objects), "results": rows}, indent=2) + "\n")
 
 

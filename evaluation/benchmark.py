@@ -75,7 +75,7 @@ PARTS = ("reference pass", "denoising pass", "VAE", "encoders", "scheduler and r
 
 
 def build(size: dict, device: str, dtype: torch.dtype) -> Zero123PlusPipeline:
-    """A pipeline of the given size with random weights, made where it runs."""
+    """A pipeline of the given size, `FULL` or `SMALL`, with random weights, made where it runs."""
     levels = len(size["unet"])
     text_layers, text_heads, tokens = size["text"]
     vision_layers, vision_heads, hidden, intermediate, clip_size, patch = size["vision"]
@@ -375,9 +375,10 @@ def main(argv: list[str] | None = None):
             made = dtype, mode
         setting = {"dtype": str(dtype).removeprefix("torch."), "mode": mode, "batch": batch, "steps": steps}
         rows.append(setting | measure(pipe, baseline, size, batch, steps, o.repeats))
-    print(f"{describe(o.device)}\n\n{table(rows)}")
+    machine = describe(o.device)
+    print(f"{machine}\n\n{table(rows)}")
     o.output.parent.mkdir(parents=True, exist_ok=True)
-    o.output.write_text(json.dumps({"machine": describe(o.device), "results": rows}, indent=2) + "\n")
+    o.output.write_text(json.dumps({"machine": machine, "results": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

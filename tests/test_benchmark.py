@@ -46,6 +46,18 @@ def test_table_and_shares(tmp_path, monkeypatch, capsys):
     assert "time to baseline's" in capsys.readouterr().out
 
 
+def test_another_baseline_and_its_difference(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "SMALL", TINY)
+    (tmp_path / "pipeline.py").write_text(
+        "from evaluation import plain\n\n\nclass Doubled(plain.PlainZero123Plus):\n"
+        "    def __call__(self, *args, **kwargs):\n        return 2 * super().__call__(*args, **kwargs)\n"
+    )
+    paths = ["--baseline", str(tmp_path / "pipeline.py"), "--output", str(tmp_path / "results.json")]
+    benchmark.main(["--device", "cpu", "--batches", "1", "--repeats", "1", *paths])
+    (row,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert row["difference"] == pytest.approx(0.5, abs=1e-3)
+
+
 def test_baseline_without_a_pipeline_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "SMALL", TINY)
     (tmp_path / "pipeline.py").write_text("x = 1\n")

@@ -102,6 +102,14 @@ def test_text_is_projected_once_a_step(pipe, picture, run):
     assert len(calls) == 2
 
 
+def test_reference_pass_leaves_out_its_last_attention(pipe, picture, run):
+    calls = []
+    layer = pipe.unet.up_blocks[-1].attentions[-1].transformer_blocks[-1].attn1
+    layer.to_out[0].register_forward_hook(lambda *args: calls.append(1))
+    run(pipe, picture)
+    assert len(calls) == 2  # the tile's, in each of two steps
+
+
 def test_processors_that_lose_the_reference_are_refused(pipe, picture, run):
     pipe.enable_attention_slicing(1)
     with pytest.raises(ValueError, match="SlicedAttnProcessor"):
