@@ -80,6 +80,32 @@ class ClipSimilarity:
         return torch.nn.functional.cosine_similarity(*embeds).mean().item()
 
 
+@functools.lru_cache(maxsize=1)
+def grid_pixels(height: int, width: int, poses: bytes, intrinsics: bytes) -> np.ndarray:
+    """The pixel of each view, counted along its rows, that each point of a grid in the sphere of radius 0.5 falls on.
+
+    Args:
+        height, width: of a view.
+        poses: float64 of shape (N, 4, 4), as bytes, which can be a key of the cache.
+        intrinsics: float64 of shape (3, 3), likewise.
+
+    Returns:
+        Shape (N, P); `height * width` for a point beside the view.
+    """
+    # Half a pixel apart, so that a filled solid leaves no holes between its points
+    axis = np.linspace(-0.5, 0.5, 2 * max(height, width))
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    points = points[np.square(points).sum(1) <= 0.25]
+    pixels = []
+    for pose in np.frombuffer(poses).reshape(-1, 4, 4):
+        camera = np.frombuffer(intrinsics).reshape(3, 3) @ np.diag([1, -1, -1]) @ pose[:3, :3].T
+        x, y, z = camera @ (points - pose[:3, 3]).T
+        column, row = np.floor(x / z).astype(np.int32), np.floor(y / z).astype(np.int32)
+        seen = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        pixels.append(np.where(seen, row * width + column, height * width))
+    return np.stack(pixels)
+
+
 def hull_consistency(masks: np.ndarray, poses: np.ndarray, intrinsics: np.ndarray) -> float:
     """How well silhouettes agree on one solid: needs no ground truth.
 
@@ -95,18 +121,10 @@ def hull_consistency(masks: np.ndarray, poses: np.ndarray, intrinsics: np.ndarra
     Returns:
         The share of all masks' pixels that the hull fills, 0 to 1; 0 if they are all empty.
     """
-    height, width = masks.shape[1:]
-    # Half a pixel apart, so that a filled solid leaves no holes between its points
-    axis = np.linspace(-0.5, 0.5, 2 * max(height, width))
-    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
-    points = points[np.square(points).sum(1) <= 0.25]
-    pixels = []
-    for mask, pose in zip(masks, poses):
-        x, y, z = intrinsics @ np.diag([1, -1, -1]) @ pose[:3, :3].T @ (points - pose[:3, 3]).T
-        column, row = np.floor(x / z).astype(int), np.floor(y / z).astype(int)
-        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        inside[inside] = mask[row[inside], column[inside]]
-        points = points[inside]
-        pixels = [before[inside] for before in pixels] + [(row * width + column)[inside]]
-    filled = sum(len(np.unique(view)) for view in pixels)
-    return float(filled / masks.sum()) if masks.any() else 0.0
+    pixels = grid_pixels(*masks.shape[1:], *(np.asarray(x, np.float64).tobytes() for x in (poses, intrinsics)))
+    beside = np.pad(masks.reshape(len(masks), -1), ((0, 0), (0, 1)))  # what lies beside a picture is in no mask
+    hull = np.logical_and.reduce([mask[pixel] for mask, pixel in zip(beside, pixels)])
+    filled = np.zeros_like(beside)
+    for view, pixel in zip(filled, pixels):
+        view[pixel[hull]] = True
+    return float(filled.sum() / masks.sum()) if masks.any() else 0.0

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, EulerAncestralDiscreteScheduler, UNet2DConditionModel
 from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
@@ -114,6 +114,26 @@ def build_pipeline(vae: AutoencoderKL, channels: tuple[int, ...] = (96, 192)) ->
     )
 
 
+def build_controlnet(pipe: Zero123PlusPipeline) -> ControlNetModel:
+    """A ControlNet for the mini, a third of the usual size: the UNet's encoder without its attention, but its weights.
+
+    What a ControlNet sees acts where it lies, so that convolutions do, and the repository has room for two.
+    """
+    config = pipe.unet.config
+    controlnet = ControlNetModel(
+        in_channels=config.in_channels,
+        block_out_channels=config.block_out_channels,
+        down_block_types=("DownBlock2D",) * len(config.block_out_channels),
+        mid_block_type="UNetMidBlock2D",
+        layers_per_block=config.layers_per_block,
+        norm_num_groups=config.norm_num_groups,
+        cross_attention_dim=config.cross_attention_dim,
+        conditioning_embedding_out_channels=(16, 32) + (96,) * (len(pipe.vae.config.block_out_channels) - 2),
+    )
+    controlnet.load_state_dict(pipe.unet.state_dict(), strict=False)
+    return controlnet
+
+
 @torch.no_grad()
 def scale_reference(vae: AutoencoderKL, factor: float):
     """Makes raw latents, as which the reference is shown, `factor` times as large; scaled latents stay what they are.
@@ -140,6 +160,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--beta_schedule", choices=("linear", "scaled_linear"), default="linear")
     parser.add_argument("--reference_scale", type=float, default=5.0, help="of the reference's latents")
     parser.add_argument("--without", choices=("reference", "clip"), help="blank what reference attention or CLIP sees")
+    parser.add_argument("--controlnet", action="store_true", help="make a ControlNet for the checkpoint instead")
     options = parser.parse_args(argv)
     if options.output.exists():
         raise SystemExit(f"{options.output} exists: choose a new folder.")
@@ -148,6 +169,9 @@ def main(argv: list[str] | None = None):
         pipe = Zero123PlusPipeline.from_pretrained(options.checkpoint, trust_remote_code=True)
     else:
         pipe = build_pipeline(AutoencoderKL.from_pretrained(options.vae))
+    if options.controlnet:
+        build_controlnet(pipe).save_pretrained(options.output)
+        return
     pipe.scheduler.register_to_config(beta_schedule=options.beta_schedule)
     if options.reference_scale != 5:
         scale_reference(pipe.vae, options.reference_scale / 5)
