@@ -2,6 +2,7 @@
 
     python -m evaluation.evaluate
     python -m evaluation.evaluate --checkpoint sudo-ai/zero123plus-v1.2 --clip openai/clip-vit-large-patch14
+    python -m evaluation.evaluate --controlnet controlnet --condition depth
     python -m evaluation.evaluate --predictions DIR
 
 Protocol: one input view an object, `--samples` samples of it (seed: place in the list + 1000 x sample), views of the
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
+from diffusers import ControlNetModel, DDPMScheduler
 from PIL import Image
 from tqdm import tqdm
 
@@ -62,6 +63,11 @@ def score(tile: np.ndarray, truth: np.ndarray, mask: np.ndarray, clip: metrics.C
     return result
 
 
+def control_tiles(folders: list[Path], options: argparse.Namespace) -> list[Image.Image] | None:
+    """What the ControlNet sees of each object, of its true shape; None without one."""
+    return [Image.open(path / f"{options.condition}.webp") for path in folders] if options.controlnet else None
+
+
 def generate(pipe, folders: list[Path], size: tuple[int, int], options: argparse.Namespace) -> np.ndarray:
     """Tiles of shape (samples, N, *size, 3) for the inputs of N objects."""
     tiles = []
@@ -71,6 +77,7 @@ def generate(pipe, folders: list[Path], size: tuple[int, int], options: argparse
         result = pipe(
             [Image.open(folders[i] / "input.webp") for _, i in batch],
             **tile_size(pipe),
+            control_image=control_tiles([folders[i] for _, i in batch], options),
             num_inference_steps=options.steps,
             guidance_scale=options.guidance,
             generator=[torch.Generator().manual_seed(i + 1000 * sample) for sample, i in batch],
@@ -99,7 +106,7 @@ def read_predictions(folder: Path, objects: list[Path], size: tuple[int, int]) -
     return np.stack(tiles)[None]
 
 
-def one_step(pipe, folders: list[Path]) -> dict:
+def one_step(pipe, folders: list[Path], options: argparse.Namespace) -> dict:
     """[`training.train.one_step_psnr`] of the objects."""
     samples = [
         {
@@ -109,8 +116,10 @@ def one_step(pipe, folders: list[Path]) -> dict:
         }
         for i, path in enumerate(folders)
     ]
+    for sample, tile in zip(samples, control_tiles(folders, options) or []):
+        sample["control"] = torch.from_numpy(np.array(tile)).permute(2, 0, 1) / 127.5 - 1
     ramp = torch.tensor(pipe.config.ramping_coefficients)
-    model = Conditions(pipe.unet, pipe.vision_encoder, ramp).to(pipe.device)
+    model = Conditions(pipe.unet, pipe.vision_encoder, ramp, pipe.controlnet).to(pipe.device)
     encoder = Encoder(pipe, pipe.device, cache_latents=False)
     return one_step_psnr(pipe, model, DDPMScheduler.from_config(pipe.scheduler.config), encoder, samples)
 
@@ -130,6 +139,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", default=str(ROOT), help="folder or Hub name")
+    add("--controlnet", help="folder or Hub name of a ControlNet, which sees the objects' true shapes")
+    add("--condition", default="depth", choices=("depth", "normals"), help="what the ControlNet sees")
     add("--predictions", type=Path, help="folder of tiles of any system, scored instead of a checkpoint")
     add("--heldout", type=Path, default=FOLDER, help="objects, of evaluation.heldout")
     add("--output", type=Path, default=Path("out/evaluation"), help="folder of the results, which are replaced")
@@ -153,6 +164,11 @@ def main(argv: list[str] | None = None):
         raise SystemExit(f"`--heldout` {o.heldout} has no objects: make them with `python -m evaluation.heldout`.")
     groups = {name: members[: o.limit] for name, members in groups.items()}
     everything = [path for members in groups.values() for path in members]
+    if o.controlnet and not all((path / f"{o.condition}.webp").exists() for path in everything):
+        raise SystemExit(
+            f"`--heldout` {o.heldout} has no {o.condition}.webp of every object: make them with `python -m"
+            " evaluation.heldout`."
+        )
     truths = np.stack([read(path / "views.webp") for path in everything])
     masks = np.stack([np.asarray(Image.open(path / "views.webp"))[..., 3] > 127 for path in everything])
     size = truths.shape[1:3]
@@ -167,6 +183,8 @@ def main(argv: list[str] | None = None):
         pipe = load_pipeline(o.checkpoint, o.device, "float32")
         if not np.allclose(pipe.camera_poses(), POSES, atol=1e-3):
             raise SystemExit(f"{o.checkpoint} has other cameras than the held-out views, which are those of v1.2.")
+        if o.controlnet:
+            pipe.add_controlnet(ControlNetModel.from_pretrained(o.controlnet).to(o.device))
         pipe.set_progress_bar_config(disable=True)
         ours = generate(pipe, everything, size, o)
 
@@ -192,7 +210,7 @@ def main(argv: list[str] | None = None):
             results[group] = table
             text.append(markdown(f"{group} ({len(members)})", table))
             if not o.predictions:
-                step = results[group]["one step"] = one_step(pipe, members)
+                step = results[group]["one step"] = one_step(pipe, members, o)
                 text.append(
                     f"One step from t = 999: {step['psnr_t999_with']:.2f} dB with the condition,"
                     f" {step['psnr_t999_without']:.2f} dB without.\n"

@@ -3,8 +3,9 @@
     python -m training.render --names evaluation/toys.txt --output data/heldout
     python -m evaluation.heldout --renders data/heldout --train_data data/train
 
-For each object `evaluation/toys/NAME/` gets `input.webp`, `views.webp` (the true tile), both RGBA, and `nearest.webp`
-(the tile of the training sample whose input looks most alike); `evaluation/toys/mean.webp` is the mean training tile.
+For each object `evaluation/toys/NAME/` gets `input.webp`, `views.webp` (the true tile), both RGBA, `depth.webp` and
+`normals.webp` as a ControlNet sees them, and `nearest.webp` (the tile of the training sample whose input looks most
+alike); `evaluation/toys/mean.webp` is the mean training tile.
 """
 
 import argparse
@@ -15,7 +16,16 @@ import numpy as np
 from PIL import Image
 
 from pipeline import camera_intrinsics, camera_poses
-from training.data import AZIMUTHS, load_objects, on_grey, select_views, to_tile
+from training.data import (
+    AZIMUTHS,
+    CONDITIONS,
+    load_objects,
+    on_grey,
+    select_depth,
+    select_normals,
+    select_views,
+    to_tile,
+)
 
 FOLDER = Path(__file__).parent / "toys"
 UNSEEN = ("teapot", "windmill", "bed")  # kinds that are never trained
@@ -53,12 +63,14 @@ def main(argv: list[str] | None = None):
         [on_grey(to_tile(select_views(*variant)[1])).astype(np.float32) for variant in variants[::5]], axis=0
     )
     Image.fromarray(np.round(mean).astype(np.uint8)).save(options.output / "mean.webp", lossless=True)
-    for item in load_objects(options.renders):
+    for item in load_objects(options.renders, CONDITIONS["depth"] + CONDITIONS["normals"]):
         folder = options.output / item["name"]
         folder.mkdir(exist_ok=True)
         image, views = select_views(item, 0, False)
         Image.fromarray(image).save(folder / "input.webp", lossless=True)
         Image.fromarray(to_tile(views)).save(folder / "views.webp", lossless=True)
+        for name, select in (("depth", select_depth), ("normals", select_normals)):
+            Image.fromarray(to_tile(select(item, 0, False))).save(folder / f"{name}.webp", lossless=True)
         # |a - b|^2 less |a|^2, which is the same for all
         nearest = np.argmin(lengths - 2 * inputs @ on_grey(image).ravel().astype(np.float32))
         tile = on_grey(to_tile(select_views(*variants[nearest])[1]))

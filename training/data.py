@@ -92,9 +92,9 @@ def read_object(entry: dict) -> dict:
         raise ValueError(f"A sample of {entry['shard']} cannot be read: {error}") from error
 
 
-def load_objects(folder: Path) -> list[dict]:
-    """All objects of a folder of shards, as [`read_object`] gives them."""
-    return [read_object(entry) for entry in index_shards(folder)]
+def load_objects(folder: Path, passes: tuple[str, ...] = ()) -> list[dict]:
+    """All objects of a folder of shards, as [`read_object`] gives them; for `passes` see [`index_shards`]."""
+    return [read_object(entry) for entry in index_shards(folder, passes)]
 
 
 def on_grey(rgba: np.ndarray) -> np.ndarray:

@@ -473,7 +473,12 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--lr_scheduler", help="a name that diffusers.optimization.get_scheduler knows")
     add("--warmup_steps", type=int)
     add("--steps", type=int, help="in all")
-    add("--image_sizes", type=int, nargs=2, help="the condition picture is resized at random to an edge between these")
+    add(
+        "--image_sizes",
+        type=int,
+        nargs=2,
+        help="the condition picture is resized at random to an edge between these; 0 0: it stays as it is",
+    )
     add("--snr_gamma", type=float, help="of min-SNR weighting; 0 switches it off")
     add("--batch_size", type=int, help="tiles a step, of all processes")
     add("--micro_batch_size", type=int, default=8, help="tiles at a time and process; the rest is accumulated")
@@ -497,6 +502,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     for name, value in PHASES[o.phase].items():
         if getattr(o, name) is None:
             setattr(o, name, value)
+    if o.image_sizes and not any(o.image_sizes):
+        o.image_sizes = None
     return o
 
 
