@@ -131,6 +131,13 @@ def build_controlnet(pipe: Zero123PlusPipeline) -> ControlNetModel:
         conditioning_embedding_out_channels=(16, 32) + (96,) * (len(pipe.vae.config.block_out_channels) - 2),
     )
     controlnet.load_state_dict(pipe.unet.state_dict(), strict=False)
+    # PyTorch's usual weights shrink what it sees at each of these layers: nearly nothing would arrive, and a short
+    # training not find it. These are twice those that keep a signal's size, for SiLU halves small ones.
+    embedding = controlnet.controlnet_cond_embedding
+    for layer in (embedding.conv_in, *embedding.blocks):
+        torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+        layer.weight.data *= 2
+        torch.nn.init.zeros_(layer.bias)
     return controlnet
 
 
