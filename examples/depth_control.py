@@ -1,7 +1,7 @@
 """A mesh, seen in new colours: its depth from the six cameras controls the views, a picture gives their look.
 
     pip install -r requirements-training.txt
-    python examples/depth_control.py examples/rocket.glb examples/images/robot.png -o out/rocket
+    python examples/depth_control.py mug.glb examples/images/duck.png -o out/mug --controlnet out/depth/checkpoint-9000
 
 Writes `depth.png`, what the ControlNet sees, tile, views and cameras like generate.py. The mesh's front is +X, up
 is +Z, in Blender's coordinates. For the public checkpoint:
@@ -49,11 +49,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("picture", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True, help="new folder to write to")
     parser.add_argument("--checkpoint", default=str(ROOT), help="default: the one in this repository")
-    parser.add_argument(
-        "--controlnet",
-        default=str(ROOT / "controlnet"),
-        help="folder or Hub name, of training.train_controlnet; default: that of the checkpoint in this repository",
-    )
+    parser.add_argument("--controlnet", required=True, help="folder or Hub name, of training.train_controlnet")
     parser.add_argument("--cameras", choices=render.CAMERAS, default="v1.2", help="default: %(default)s")
     parser.add_argument("--scale", type=float, default=0.75, help="of the ControlNet (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=36, help="default: %(default)s")
