@@ -64,7 +64,7 @@ def score(tile: np.ndarray, truth: np.ndarray, mask: np.ndarray, clip: metrics.C
 
 
 def control_tiles(folders: list[Path], options: argparse.Namespace) -> list[Image.Image] | None:
-    """What the ControlNet sees of each object, of its true shape; None without one."""
+    """The objects' true depth or normals as the ControlNet sees them, RGB tiles; None without a ControlNet."""
     return [Image.open(path / f"{options.condition}.webp") for path in folders] if options.controlnet else None
 
 
@@ -139,9 +139,12 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", default=str(ROOT), help="folder or Hub name")
-    add("--controlnet", help="folder or Hub name of a ControlNet, which sees the objects' true shapes")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--controlnet", help="folder or Hub name of a ControlNet, which sees the objects' true shapes")
+    what.add_argument(
+        "--predictions", type=Path, help="folder of tiles of any system, scored in place of a checkpoint"
+    )
     add("--condition", default="depth", choices=("depth", "normals"), help="what the ControlNet sees")
-    add("--predictions", type=Path, help="folder of tiles of any system, scored instead of a checkpoint")
     add("--heldout", type=Path, default=FOLDER, help="objects, of evaluation.heldout")
     add("--output", type=Path, default=Path("out/evaluation"), help="folder of the results, which are replaced")
     add("--steps", type=int, default=28)

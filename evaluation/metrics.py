@@ -122,9 +122,9 @@ def hull_consistency(masks: np.ndarray, poses: np.ndarray, intrinsics: np.ndarra
         The share of all masks' pixels that the hull fills, 0 to 1; 0 if they are all empty.
     """
     pixels = grid_pixels(*masks.shape[1:], *(np.asarray(x, np.float64).tobytes() for x in (poses, intrinsics)))
-    beside = np.pad(masks.reshape(len(masks), -1), ((0, 0), (0, 1)))  # what lies beside a picture is in no mask
-    hull = np.logical_and.reduce([mask[pixel] for mask, pixel in zip(beside, pixels)])
-    filled = np.zeros_like(beside)
+    padded = np.pad(masks.reshape(len(masks), -1), ((0, 0), (0, 1)))  # what lies beside a picture is in no mask
+    hull = np.logical_and.reduce([mask[pixel] for mask, pixel in zip(padded, pixels)])
+    filled = np.zeros_like(padded)
     for view, pixel in zip(filled, pixels):
         view[pixel[hull]] = True
     return float(filled.sum() / masks.sum()) if masks.any() else 0.0

@@ -1,7 +1,7 @@
 """A mesh, seen in new colours: its depth from the six cameras controls the views, a picture gives their look.
 
     pip install -r requirements-training.txt
-    python examples/depth_control.py mug.glb examples/images/duck.png -o out/mug --controlnet out/depth/checkpoint-9000
+    python examples/depth_control.py examples/rocket.glb examples/images/robot.png -o out/rocket --controlnet FOLDER
 
 Writes `depth.png`, what the ControlNet sees, tile, views and cameras like generate.py. The mesh's front is +X, up
 is +Z, in Blender's coordinates. For the public checkpoint:

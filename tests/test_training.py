@@ -174,6 +174,17 @@ def test_small_controlnet_is_the_encoder_without_attention(pipe, picture, run):
     torch.testing.assert_close(run(pipe, picture, control_image=Image.new("RGB", (32, 48), "white")), before)
 
 
+def test_small_controlnet_sees_its_condition(pipe):
+    """What it sees is not lost in the layers before the first that is trained from zero."""
+    torch.manual_seed(0)
+    embedding = mini.build_controlnet(pipe).controlnet_cond_embedding
+    kept = []
+    embedding.conv_out.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
+    with torch.no_grad():
+        embedding(torch.rand(1, 3, 96, 64) * 2 - 1)
+    assert kept[0].std((0, 2, 3)).mean() > 0.05
+
+
 def test_phase_1_trains_self_attention_and_cross_attention_keys_and_values(pipe):
     block = "mid_block.attentions.0.transformer_blocks.0"
     names = {name for name in train.trainable_parameters(pipe.unet, "attention") if name.startswith("mid_block")}

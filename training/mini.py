@@ -4,6 +4,10 @@
 
 The options are those of the paper's ablations (`training/ablations.sh`): they change the start, and with it all that
 is trained and sampled from it. With `--checkpoint` in place of `--vae` they change one that is trained.
+
+    python -m training.mini --checkpoint . --controlnet --output out/control
+
+makes a small ControlNet for that checkpoint instead, for `training.train_controlnet --controlnet`.
 """
 
 import argparse
@@ -115,9 +119,16 @@ def build_pipeline(vae: AutoencoderKL, channels: tuple[int, ...] = (96, 192)) ->
 
 
 def build_controlnet(pipe: Zero123PlusPipeline) -> ControlNetModel:
-    """A ControlNet for the mini, a third of the usual size: the UNet's encoder without its attention, but its weights.
+    """A ControlNet for the mini, less than half of the usual size: the UNet's encoder without its attention.
 
+    It begins with the UNet's weights where both have the same layers.
     What a ControlNet sees acts where it lies, so that convolutions do, and the repository has room for two.
+
+    Args:
+        pipe: whose UNet is controlled.
+
+    Returns:
+        A ControlNet without effect yet, for control tiles of shape (B, 3, H, W) in [-1, 1].
     """
     config = pipe.unet.config
     controlnet = ControlNetModel(
@@ -169,6 +180,8 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--without", choices=("reference", "clip"), help="blank what reference attention or CLIP sees")
     parser.add_argument("--controlnet", action="store_true", help="make a ControlNet for the checkpoint instead")
     options = parser.parse_args(argv)
+    if options.controlnet and not options.checkpoint:
+        parser.error("`--controlnet` starts from a trained UNet: give `--checkpoint` in place of `--vae`.")
     if options.output.exists():
         raise SystemExit(f"{options.output} exists: choose a new folder.")
     torch.manual_seed(0)
