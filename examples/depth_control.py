@@ -1,7 +1,7 @@
 """A mesh, seen in new colours: its depth from the six cameras controls the views, a picture gives their look.
 
     pip install -r requirements-training.txt
-    python examples/depth_control.py examples/rocket.glb examples/images/robot.png -o out/rocket --controlnet FOLDER
+    python examples/depth_control.py examples/rocket.glb examples/images/robot.png -o out/rocket --guidance 2
 
 Writes `depth.png`, what the ControlNet sees, tile, views and cameras like generate.py. The mesh's front is +X, up
 is +Z, in Blender's coordinates. For the public checkpoint:
@@ -49,10 +49,15 @@ def main(argv: list[str] | None = None):
     parser.add_argument("picture", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True, help="new folder to write to")
     parser.add_argument("--checkpoint", default=str(ROOT), help="default: the one in this repository")
-    parser.add_argument("--controlnet", required=True, help="folder or Hub name, of training.train_controlnet")
+    parser.add_argument(
+        "--controlnet",
+        default=str(ROOT / "controlnet"),
+        help="folder or Hub name, of training.train_controlnet; default: that of the checkpoint in this repository",
+    )
     parser.add_argument("--cameras", choices=render.CAMERAS, default="v1.2", help="default: %(default)s")
     parser.add_argument("--scale", type=float, default=0.75, help="of the ControlNet (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=36, help="default: %(default)s")
+    parser.add_argument("--guidance", type=float, default=4.0, help="default: %(default)s; 2 suits the mini")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     o = parser.parse_args(argv)
     if o.output.exists():
@@ -71,6 +76,7 @@ def main(argv: list[str] | None = None):
         control_image=depth,
         **size,
         num_inference_steps=o.steps,
+        guidance_scale=o.guidance,
         generator=torch.Generator().manual_seed(0),
     )
     o.output.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """Normals and alpha mattes of generated views: a ControlNet makes normals of the tile, their length tells the object.
 
     pip install pymatting
-    python examples/normals_and_matte.py examples/images/duck.png -o out/duck --controlnet out/normals/checkpoint-9000
+    python examples/normals_and_matte.py examples/images/duck.png -o out/duck --guidance 2
 
 Writes `tile.png`, `normals.png`, `matte.png` and six RGBA pictures `view_0.png` to `view_5.png`. With `--tile` the
 views are not generated but given; where that tile is transparent, the matte is scored against it. For the public
@@ -72,8 +72,13 @@ def main(argv: list[str] | None = None):
     parser.add_argument("-o", "--output", type=Path, required=True, help="new folder to write to")
     parser.add_argument("--tile", type=Path, help="views to cut out, instead of generated ones")
     parser.add_argument("--checkpoint", default=str(ROOT), help="default: the one in this repository")
-    parser.add_argument("--controlnet", required=True, help="folder or Hub name, of training.train_controlnet")
+    parser.add_argument(
+        "--controlnet",
+        default=str(ROOT / "controlnet_normals"),
+        help="folder or Hub name, of training.train_controlnet; default: that of the checkpoint in this repository",
+    )
     parser.add_argument("--steps", type=int, default=28, help="default: %(default)s")
+    parser.add_argument("--guidance", type=float, default=4.0, help="default: %(default)s; 2 suits the mini")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     o = parser.parse_args(argv)
     if o.output.exists():
@@ -87,8 +92,13 @@ def main(argv: list[str] | None = None):
     if truth:
         tile = load_pictures(truth, "--tile")[0]
     else:
-        generator = torch.Generator().manual_seed(0)
-        tile = pipe(picture, **tile_size(pipe), num_inference_steps=o.steps, generator=generator).images[0]
+        tile = pipe(
+            picture,
+            **tile_size(pipe),
+            num_inference_steps=o.steps,
+            guidance_scale=o.guidance,
+            generator=torch.Generator().manual_seed(0),
+        ).images[0]
 
     # 2. Their normals
     pipe.add_controlnet(ControlNetModel.from_pretrained(o.controlnet, torch_dtype=pipe.unet.dtype).to(o.device))

@@ -12,9 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlparse
 
+import numpy as np
 import pytest
+import torch
 from conftest import assert_same, noise_picture
-from diffusers import DiffusionPipeline
+from diffusers import ControlNetModel, DiffusionPipeline
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import filter_repo_objects
 
@@ -39,6 +41,19 @@ def test_folder_loads_without_custom_pipeline(pipe, run, repository):
     again = DiffusionPipeline.from_pretrained(repository, trust_remote_code=True)
     assert type(again).__name__ == "Zero123PlusPipeline"
     assert_same(run(again, noise_picture()), run(pipe, noise_picture()))
+
+
+@pytest.mark.parametrize("name", ("controlnet", "controlnet_normals"))
+def test_shipped_controlnets_decide_what_the_shipped_checkpoint_makes(name):
+    pipe = DiffusionPipeline.from_pretrained(ROOT, trust_remote_code=True)
+    pipe.add_controlnet(ControlNetModel.from_pretrained(ROOT, subfolder=name))
+    shapes = np.random.default_rng(0).random((2, 192, 128, 3))
+    size = {"height": 192, "width": 128, "num_inference_steps": 1, "output_type": "np"}
+    tiles = [
+        pipe(noise_picture(), control_image=shape, generator=torch.Generator().manual_seed(0), **size).images
+        for shape in shapes
+    ]
+    assert np.abs(tiles[0] - tiles[1]).mean() > 1e-3
 
 
 def test_other_checkpoint_loads_with_this_repository_as_custom_pipeline(pipe, run, tmp_path):
