@@ -15,7 +15,7 @@ if [ "${1:-}" = "--smoke" ]; then
     printf '%s\n' mug-0 > "$out/heldout.txt"
     train=(--names "$out/train.txt" --samples 1) heldout=(--names "$out/heldout.txt" --samples 1)
     vae=(--minutes 0.3 --gate 0)
-    unet=(--steps 2 --batch_size 8 --validation_steps 2)
+    unet=(--steps 2 --batch_size 2 --micro_batch_size 2 --validation_steps 2)
     score=(--steps 4)
 else
     train=(--toys 50) heldout=(--names evaluation/toys.txt)
