@@ -987,6 +987,13 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
         # 5. Denoise
         num_steps = len(scheduler.timesteps)  # some solvers take more than one evaluation a step
+        if ever_guided:  # drawn at once, because every move from the generator's device to another waits for that one
+            negative_noise = randn_tensor(
+                (num_steps, *negative_latents.shape[1:]),
+                generator=negative_generator,
+                device=device,
+                dtype=self.unet.dtype,
+            )
         cache, guided, residuals = None, None, {}
         keeping = contextlib.nullcontext()
         if deep_cache_interval > 1:
@@ -1009,11 +1016,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 )
                 reference_input, reference_embeds, text_embeds = reference_latents, prompt_embeds, prompt_embeds
                 if guided:
-                    negative_noise = randn_tensor(
-                        negative_latents.shape, generator=negative_generator, device=device, dtype=self.unet.dtype
-                    )
                     n = len(negative_prompt_embeds)
-                    noise = torch.cat([negative_noise.expand(n, -1, -1, -1), noise])
+                    noise = torch.cat([negative_noise[i : i + 1].expand(n, -1, -1, -1), noise])
                     reference_input = torch.cat([negative_latents.expand(n, -1, -1, -1), reference_latents])
                     reference_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
                     text_embeds = torch.cat([negative_prompt_embeds.expand(num_tiles, -1, -1), prompt_embeds])

@@ -1,6 +1,6 @@
 """What faster settings cost: each one's error to the exact result, its quality, and the time it saves.
 
-    python -m evaluation.approximations --limit 6
+    python -m evaluation.approximations --limit 6 --guidance 2
 
 Quality is that of a checkpoint on held-out objects, measured on the tile as `evaluation.evaluate` does; "to exact"
 compares with the tiles of the first row, from the same seeds. A solver that draws other noise gives other tiles, which
@@ -60,9 +60,10 @@ def main(argv: list[str] | None = None):
     add = parser.add_argument
     add("--checkpoint", default=str(ROOT), help="folder or Hub name")
     add("--limit", type=int, default=8, help="held-out objects (default: %(default)s)")
+    add("--guidance", type=float, default=4.0, help="scale of classifier-free guidance (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     add("--dtype", default="float16" if torch.cuda.is_available() else "float32", help="of what is timed")
-    add("--repeats", type=int, default=1, help="of the timing; the shortest counts (default: %(default)s)")
+    add("--repeats", type=int, default=1, help="of the timing; the shortest counts (default: %(default)s), 0: none")
     add("--output", type=Path, default=Path("out/approximations.json"), help="file of the results, which is replaced")
     o = parser.parse_args(argv)
     objects = sorted(path.parent for path in FOLDER.glob("*/views.webp"))[: o.limit]
@@ -77,11 +78,13 @@ def main(argv: list[str] | None = None):
 
     rows, exact = [], None
     for name, setting in tqdm(SETTINGS.items(), unit="setting"):
-        tiles = np.stack(call(pipe, setting, pictures, **tile_size(pipe), output_type="np"))
+        tiles = call(pipe, setting, pictures, **tile_size(pipe), guidance_scale=o.guidance, output_type="np")
         exact = tiles if exact is None else exact
-        run = partial(call, model, setting, [grey], **shape, output_type="latent")
-        seconds = min(benchmark.timed(run, model.device)[0] for _ in range(o.repeats))
-        row = {"setting": name, "seconds": seconds, "time": seconds / rows[0]["seconds"] if rows else 1.0}
+        row = {"setting": name}
+        if o.repeats:
+            run = partial(call, model, setting, [grey], **shape, output_type="latent")
+            seconds = min(benchmark.timed(run, model.device)[0] for _ in range(o.repeats))
+            row |= {"seconds": seconds, "time": seconds / rows[0]["seconds"] if rows else 1.0}
         for to, others in (("exact", exact), ("truth", truths)):
             row[f"PSNR to {to}"] = float(np.mean([metrics.psnr(*pair) for pair in zip(tiles, others)]))
             row[f"LPIPS to {to}"] = float(np.mean([metrics.lpips(*pair) for pair in zip(tiles, others)]))

@@ -12,7 +12,7 @@ from diffusers import ControlNetModel
 from pipeline import load_pictures, pad_to_square
 
 RGB = noise_picture(0, (6, 6))
-ARRAY = np.asarray(RGB)
+ARRAY = np.array(RGB)
 
 
 def same(pictures, expected):

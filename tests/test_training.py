@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -270,6 +271,54 @@ def test_two_processes_have_the_losses_of_one(arguments, tmp_path):
     launch += ["1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "training.train"]
     subprocess.run([*launch, *arguments("two", 2)], check=True, stderr=subprocess.DEVNULL)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+# accelerate offers FSDP on accelerators alone; PyTorch's works on CPUs as well
+FSDP_ON_CPU = """
+import sys
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from training import train
+PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def fsdp(tmp_path):
+    """Trains in two processes with FSDP and a wrap policy, and returns what they printed."""
+    (tmp_path / "fsdp.py").write_text(FSDP_ON_CPU)
+
+    def call(arguments, policy):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", tmp_path / "fsdp.py"]
+        wrap = {"FSDP_AUTO_WRAP_POLICY": policy, "FSDP_TRANSFORMER_CLS_TO_WRAP": "BasicTransformerBlock"}
+        environment = {**os.environ, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "PYTHONPATH": ".", **wrap}
+        return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True).stderr
+
+    return call
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fsdp_has_the_losses_of_one_process(arguments, fsdp, tmp_path):
+    options = ("--validation_steps", "1", "--ema_decay", "0.5")
+    train.main(arguments("one", 2, *options))
+    printed = fsdp(arguments("two", 2, *options), "NO_WRAP")
+    assert (tmp_path / "two" / "checkpoint-2").exists(), printed
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    ours, expected = (
+        Zero123PlusPipeline.from_pretrained(tmp_path / name / "checkpoint-2").unet.state_dict()
+        for name in ("two", "one")
+    )
+    assert all(torch.allclose(ours[name], value, atol=1e-5) for name, value in expected.items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fsdp_by_layers_is_refused(arguments, fsdp):
+    assert "needs version 2 with the model as one" in fsdp(arguments("run", 1), "TRANSFORMER_BASED_WRAP")
 
 
 def test_batch_must_divide_into_micro_batches(arguments):

@@ -10,6 +10,7 @@ trained ramp, and what the same command continues from.
 """
 
 import argparse
+import contextlib
 import copy
 import json
 import math
@@ -30,11 +31,12 @@ from diffusers import (
 )
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, compute_snr
-from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.utils import convert_state_dict_to_diffusers, is_bitsandbytes_available
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import create_repo, upload_folder
 from peft import LoraConfig
 from PIL import Image
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
@@ -339,6 +341,17 @@ def write_weights(pipe: Zero123PlusPipeline, weights: dict[str, torch.Tensor], f
         )
 
 
+@contextlib.contextmanager
+def gathered(model: torch.nn.Module):
+    """With FSDP, gathers the weights, so that a part of the model can be called by itself."""
+    sharded = isinstance(model, FSDPModule)
+    if sharded:
+        model.unshard()
+    yield
+    if sharded:
+        model.reshard()
+
+
 def ema_rank(accelerator: Accelerator) -> int:
     """The process whose EMA this one has: its own with FSDP, where each has a share of the parameters, else the
     first's."""
@@ -382,8 +395,8 @@ def open_log(path: Path, step: int):
     return open(path, "a", buffering=1)
 
 
-def write_tiles(pipe: Zero123PlusPipeline, samples: list[dict], path: Path):
-    """Writes a picture with a row for each sample: the input, the generated views, and the true ones."""
+def validation_tiles(pipe: Zero123PlusPipeline, samples: list[dict]) -> Image.Image:
+    """A picture with a row for each sample: the input, the generated views, and the true ones."""
     height, width = samples[0]["tile"].shape[1:]
     generators = [torch.Generator().manual_seed(i) for i in range(len(samples))]
     pipe.set_progress_bar_config(disable=True)
@@ -398,8 +411,7 @@ def write_tiles(pipe: Zero123PlusPipeline, samples: list[dict], path: Path):
         np.concatenate([np.asarray(image.resize((size, size))) / 255, *a, np.ones((size, 4, 3)), *b], axis=1)
         for image, a, b in zip(images, split_views(ours), split_views(truth))
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.round(np.concatenate(rows) * 255).astype(np.uint8)).save(path, quality=90)
+    return Image.fromarray(np.round(np.concatenate(rows) * 255).astype(np.uint8))
 
 
 @torch.no_grad()
@@ -516,6 +528,8 @@ def main(argv: list[str] | None = None):
         )
     if o.lora_rank and o.train == "controlnet":
         raise SystemExit(f"`--lora_rank` is {o.lora_rank}, but a ControlNet is trained whole: leave it out.")
+    if o.adam_8bit and not is_bitsandbytes_available():
+        raise SystemExit("`--adam_8bit` needs the package bitsandbytes: `pip install bitsandbytes`, or leave it out.")
     set_seed(o.seed)
     condition = o.condition if o.train == "controlnet" else None
     dataset = TileDataset(o.data, keep=o.cache_latents, condition=condition)
@@ -526,6 +540,14 @@ def main(argv: list[str] | None = None):
         log_with=None if o.report_to == "none" else o.report_to,
         project_dir=o.output,
     )
+    plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
+    if plugin and (plugin.fsdp_version != 2 or plugin.auto_wrap_policy is not None):
+        # Layers wrapped one by one give their weights back too early: the keys and values that the reference pass
+        # writes have gradients when the tile's pass through the layer is over
+        raise SystemExit(
+            f"FSDP is of version {plugin.fsdp_version} with the wrap policy {plugin.auto_wrap_policy}, but reference"
+            " attention needs version 2 with the model as one: --fsdp_version 2 --fsdp_auto_wrap_policy NO_WRAP."
+        )
     share = o.micro_batch_size * accelerator.num_processes
     if o.batch_size % share:
         raise SystemExit(
@@ -644,11 +666,16 @@ def main(argv: list[str] | None = None):
         total = 0
         if skipped:
             record["skipped"] = skipped
-        if step % o.validation_steps == 0 and accelerator.is_main_process:
+        if step % o.validation_steps == 0:  # in all processes: with FSDP each has a part of the weights
             bare = accelerator.unwrap_model(model).eval()
             record |= one_step_psnr(pipe, bare, noise_scheduler, encoder, check)
-            write_tiles(pipe, check[:4], o.output / "validation" / f"{step:06d}.webp")
+            with gathered(bare):
+                tiles = validation_tiles(pipe, check[:4])
             bare.train()
+            if accelerator.is_main_process:
+                folder = o.output / "validation"
+                folder.mkdir(parents=True, exist_ok=True)
+                tiles.save(folder / f"{step:06d}.webp", quality=90)
         if log:
             log.write(json.dumps(record) + "\n")
         accelerator.log(record, step)
