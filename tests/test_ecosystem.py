@@ -231,6 +231,16 @@ def test_compile_makes_one_graph_for_writing_and_one_for_reading(run):
     assert len(graphs) == 3
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)  # every kernel goes through a compiler
+def test_compiled_equals_eager(pipe, run):
+    torch._dynamo.reset()
+    options = {"num_inference_steps": 3, "output_type": "pt"}
+    before = run(pipe, noise_picture(), **options)
+    compile_pipeline(pipe)
+    torch.testing.assert_close(run(pipe, noise_picture(), **options), before, rtol=0, atol=1e-3)
+
+
 def test_install_says_nothing_of_cross_attention(pipe):
     """A processor of the user's on cross-attention, which needs no reference, is left alone."""
     processors = pipe.unet.attn_processors
