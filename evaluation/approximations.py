@@ -71,10 +71,11 @@ def main(argv: list[str] | None = None):
     pictures = [Image.open(path / "input.webp") for path in objects]
     pipe = load_pipeline(o.checkpoint, o.device, "float32")
     pipe.set_progress_bar_config(disable=True)
-    size = benchmark.SMALL if torch.device(o.device).type == "cpu" else benchmark.FULL
-    model = benchmark.build(size, o.device, getattr(torch, o.dtype))
-    grey = Image.new("RGB", (size["picture"],) * 2, (127,) * 3)
-    shape = {"height": size["tile"][0], "width": size["tile"][1]}
+    if o.repeats:
+        size = benchmark.SMALL if torch.device(o.device).type == "cpu" else benchmark.FULL
+        model = benchmark.build(size, o.device, getattr(torch, o.dtype))
+        grey = Image.new("RGB", (size["picture"],) * 2, (127,) * 3)
+        shape = {"height": size["tile"][0], "width": size["tile"][1]}
 
     rows, exact = [], None
     for name, setting in tqdm(SETTINGS.items(), unit="setting"):

@@ -13,6 +13,7 @@ import torch
 import webdataset
 from conftest import assert_differ
 from diffusers import ControlNetModel, DDIMScheduler, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers.utils import is_bitsandbytes_available
 from PIL import Image
 from transformers import CLIPTokenizer
 
@@ -324,6 +325,12 @@ def test_fsdp_by_layers_is_refused(arguments, fsdp):
 def test_batch_must_divide_into_micro_batches(arguments):
     with pytest.raises(SystemExit, match="`--batch_size` 4 is no multiple of 3"):
         train.main([*arguments("run", 1), "--micro_batch_size", "3"])
+
+
+@pytest.mark.skipif(is_bitsandbytes_available(), reason="bitsandbytes is installed")
+def test_adam_8bit_names_its_package(arguments):
+    with pytest.raises(SystemExit, match="pip install bitsandbytes"):
+        train.main([*arguments("run", 1), "--adam_8bit"])
 
 
 def test_lora_of_a_controlnet_is_refused(arguments):

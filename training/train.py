@@ -396,7 +396,7 @@ def open_log(path: Path, step: int):
 
 
 def validation_tiles(pipe: Zero123PlusPipeline, samples: list[dict]) -> Image.Image:
-    """A picture with a row for each sample: the input, the generated views, and the true ones."""
+    """A picture with a row for each sample: the input, the six generated views, and the six true ones, side by side."""
     height, width = samples[0]["tile"].shape[1:]
     generators = [torch.Generator().manual_seed(i) for i in range(len(samples))]
     pipe.set_progress_bar_config(disable=True)
@@ -545,8 +545,9 @@ def main(argv: list[str] | None = None):
         # Layers wrapped one by one give their weights back too early: the keys and values that the reference pass
         # writes have gradients when the tile's pass through the layer is over
         raise SystemExit(
-            f"FSDP is of version {plugin.fsdp_version} with the wrap policy {plugin.auto_wrap_policy}, but reference"
-            " attention needs version 2 with the model as one: --fsdp_version 2 --fsdp_auto_wrap_policy NO_WRAP."
+            f"FSDP is of version {plugin.fsdp_version} with the wrap policy"
+            f" {getattr(plugin.auto_wrap_policy, '__name__', 'NO_WRAP')}, but reference attention needs version 2 with the"
+            " model as one: --fsdp_version 2 --fsdp_auto_wrap_policy NO_WRAP."
         )
     share = o.micro_batch_size * accelerator.num_processes
     if o.batch_size % share:
