@@ -17,11 +17,12 @@ import gradio as gr
 import PIL.Image
 import torch
 
-import export
-from generate import ROOT, load_pipeline, tile_size, write_result
 from pipeline import load_pictures
-from prepare import prepare
-from preview import Preview, write_turntable
+from zero123plus import loading
+from zero123plus.exports import EXPORTS
+from zero123plus.pictures import FORMATS, prepare, read_picture
+from zero123plus.preview import Preview, write_turntable
+from zero123plus.results import write_result
 
 MAX_FILE_SIZE = "20mb"
 MAX_PIXELS = 40_000_000  # of an uploaded picture, which a small file can hold very many of
@@ -35,14 +36,14 @@ def read_upload(payload: gr.data_classes.ImageData | None) -> str | None:
     """The path of an uploaded picture.
 
     Raises:
-        gr.Error: if it cannot be opened as a picture or has more than `MAX_PIXELS`.
+        gr.Error: if it is larger than `MAX_PIXELS`.
     """
     if payload is None:
         return None
     try:
-        with PIL.Image.open(payload.path) as picture:
+        with PIL.Image.open(payload.path, formats=FORMATS) as picture:
             width, height = picture.size
-    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise whatever they like on damaged files
         raise gr.Error("This file cannot be read as a picture: upload a PNG, JPEG or WebP.") from error
     if width * height > MAX_PIXELS:
         raise gr.Error(
@@ -87,20 +88,20 @@ def in_steps(work: Callable[[Callable], object]) -> Iterator[tuple[str, object]]
 def build(pipe) -> gr.Blocks:
     """The page around a pipeline."""
     pipe.set_progress_bar_config(disable=True)
-    size = tile_size(pipe)
 
     def generate(path, cut, centre, ratio, steps, guidance, seed, progress=gr.Progress()):
         """Yields tile, views, turntable and archive: first the tile alone, as it forms, at the end all of them."""
         if path is None:
             raise gr.Error("There is no picture yet: upload one, or choose an example.")
+        if seed is None:
+            raise gr.Error("The seed is empty: give a whole number, such as 0.")
         try:
-            with PIL.Image.open(path) as picture:
-                picture = load_pictures(prepare(picture, cut, ratio if centre else None), "picture")[0]
+            picture = prepare(read_picture(path, "The picture"), cut, ratio if centre else None)
+            picture = load_pictures(picture, "picture")[0]
 
             def work(show):
                 return pipe(
                     picture,
-                    **size,
                     num_inference_steps=steps,
                     guidance_scale=guidance,
                     generator=torch.Generator().manual_seed(int(seed)),
@@ -116,7 +117,7 @@ def build(pipe) -> gr.Blocks:
                 result = Path(folder, "views")
                 result.mkdir()
                 picture.save(result / "input.png")
-                write_result(result, pipe, tile, views, export.FORMATS)
+                write_result(result, pipe, tile, views, EXPORTS)
                 write_turntable(views, result / "turntable.webp")
                 archive = shutil.make_archive(str(result), "zip", folder, "views")
                 yield tile, views, str(result / "turntable.webp"), archive
@@ -133,11 +134,15 @@ def build(pipe) -> gr.Blocks:
                     cut = gr.Checkbox(label="Remove the background", elem_id="cut")
                     centre = gr.Checkbox(label="Centre the object")
                 ratio = gr.Slider(0.5, 1, 0.85, label="Object's share of the picture, when centred")
-                steps = gr.Slider(1, MAX_STEPS, 28, step=1, label="Steps", elem_id="steps")
-                guidance = gr.Slider(1, 10, 4, label="Guidance")
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1)
+                steps = gr.Slider(
+                    1, MAX_STEPS, pipe.config.default_num_inference_steps, step=1, label="Steps", elem_id="steps"
+                )
+                guidance = gr.Slider(1, 10, pipe.config.default_guidance_scale, label="Guidance")
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**63 - 1)
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
-                gr.Examples([[str(path)] for path in sorted((ROOT / "examples" / "images").glob("*.png"))], [picture])
+                gr.Examples(
+                    [[str(path)] for path in sorted((loading.ROOT / "examples" / "images").glob("*.png"))], [picture]
+                )
             with gr.Column():
                 tile = gr.Image(label="Tile", interactive=False, format="png", height=480, elem_id="tile")
                 turntable = gr.Image(label="Turntable", interactive=False, height=320, elem_id="turntable")
@@ -160,9 +165,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         description="The page: six views of a picture.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", help="folder or Hub name; the one in this repository if missing")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), help="float16 on cuda and else float32, if missing")
+    loading.add_checkpoint_options(add)
+    add("--dtype", choices=loading.DTYPES, help="float16 on cuda and else float32, if missing")
     add("--host", help="address to listen on; this machine alone if missing")
     add("--port", type=int, help="the first free one from 7860 if missing")
     return parser.parse_args(argv)
@@ -176,4 +180,8 @@ def launch(page: gr.Blocks, **options):
 
 if __name__ == "__main__":
     o = parse_options(None)
-    launch(build(load_pipeline(o.checkpoint, o.device, o.dtype)), server_name=o.host, server_port=o.port)
+    try:
+        pipe = loading.load_from_options(o, o.dtype)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"app.py: {error}") from error
+    launch(build(pipe), server_name=o.host, server_port=o.port)

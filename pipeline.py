@@ -1,17 +1,19 @@
 # Copyright 2026 The Zero123++ pipeline contributors. Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Zero123++ (https://arxiv.org/abs/2310.15110): one picture of an object in, six consistent views of it out.
+"""Zero123++ (https://arxiv.org/abs/2310.15110): six consistent views of an object from one picture of it.
 
-A `diffusers` custom pipeline around stock components. What is its own stands in this one file: the scaling of the
-target space, the camera poses, the scaled reference attention and the mixing of the CLIP embedding into the prompt.
+This file is a `diffusers` custom pipeline and needs no other file of its repository. It adds to stock components what
+is specific to Zero123++: the scaling of the target space, the cameras, scaled reference attention, and the mixing of
+the CLIP image embedding into the prompt.
 """
 
 import contextlib
 import copy
 import inspect
 import math
-import shutil
+import re
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,8 @@ import transformers
 from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.models.unets import unet_2d_condition
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput, logging, replace_example_docstring, scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
@@ -30,7 +34,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 
 try:
     from diffusers.models.attention_dispatch import dispatch_attention_fn
-except ImportError:  # diffusers before 0.35 has one backend
+except ImportError:  # diffusers before 0.35 has one attention backend
 
     def dispatch_attention_fn(query, key, value, attn_mask=None, backend=None):
         query, key, value = (states.transpose(1, 2) for states in (query, key, value))
@@ -38,6 +42,10 @@ except ImportError:  # diffusers before 0.35 has one backend
 
 
 logger = logging.get_logger(__name__)
+
+# `save_pretrained` writes this file beside the components. The text is read at import, because the module cache that
+# diffusers imports from may hold another pipeline's file by the time of saving.
+SOURCE = Path(__file__).read_text(encoding="utf-8")
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -61,38 +69,64 @@ EXAMPLE_DOC_STRING = """
         ```
 """
 
-ROWS, COLUMNS = 3, 2  # of views in a tile, row-major
-GREY = 127  # what transparency is composited on, as in the training data
+# ---- Constants and scaling ----
 
-# The tile that is denoised is scaled and shifted so that its latents are centred and of about unit variance. The
-# constants are those of the published checkpoints: they belong to the weights.
+ROWS, COLUMNS = 3, 2  # views in a tile, in row-major order
+TILE = 960, 640  # height and width in pixels of the public checkpoints' tile
+GREY = 127  # background of the training data, which transparency is composited on
+MAX_EDGE = 16_384  # pixels; the longest side of a picture that is accepted
+BACKGROUND_TOLERANCE = 16  # of 255; how far a control tile's background may be from `GREY` without a warning
+ENCODED_EDGE = 1024  # pixels; a picture that must be padded is first shrunk to this: the encoders see less than that
+
+# The tile that is denoised is scaled and shifted so that its latents are centred and have about unit variance. The
+# constants are those of the published pipeline and belong to its weights.
 IMAGE_SCALE = 0.5 / 0.8
 LATENT_SHIFT = 0.22
 LATENT_SCALE = 0.75
 
+# The schedulers whose results agree with Euler's. All are of diffusers' `KarrasDiffusionSchedulers`. Left out are
+# DPMSolverSDEScheduler, which draws its noise from a generator of its own, and EDMEulerScheduler, whose model input is
+# scaled for networks of another kind.
+SCHEDULERS = {
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+}
+
 
 def scale_image(image: torch.Tensor) -> torch.Tensor:
-    """Pixels in [-1, 1], any shape, to what the VAE encodes."""
+    """Scales pixels in [-1, 1], of any shape, to what the VAE encodes."""
     return image * IMAGE_SCALE
 
 
 def unscale_image(image: torch.Tensor) -> torch.Tensor:
-    """Inverse of [`scale_image`]."""
+    """Inverts [`scale_image`]."""
     return image / IMAGE_SCALE
 
 
 def scale_latents(latents: torch.Tensor) -> torch.Tensor:
-    """Latents times `vae.config.scaling_factor`, any shape, to the space that the UNet denoises."""
+    """Brings latents times `vae.config.scaling_factor`, of any shape, to the space that the UNet denoises."""
     return (latents - LATENT_SHIFT) * LATENT_SCALE
 
 
 def unscale_latents(latents: torch.Tensor) -> torch.Tensor:
-    """Inverse of [`scale_latents`]."""
+    """Inverts [`scale_latents`]."""
     return latents / LATENT_SCALE + LATENT_SHIFT
 
 
 def mix_image_embeds(prompt_embeds: torch.Tensor, image_embeds: torch.Tensor, ramp: torch.Tensor) -> torch.Tensor:
-    """Linear guidance of FlexDiffuse: token i of the prompt becomes T_i + w_i * I (section 2.4 of the paper).
+    """Adds the global condition to the prompt: token i becomes T_i + w_i * I (FlexDiffuse's linear guidance, section
+    2.4 of the paper).
 
     Args:
         prompt_embeds: encoded prompt T of shape (B, L, D).
@@ -103,6 +137,142 @@ def mix_image_embeds(prompt_embeds: torch.Tensor, image_embeds: torch.Tensor, ra
         Shape (B, L, D).
     """
     return prompt_embeds + ramp[:, None] * image_embeds[:, None]
+
+
+@dataclass
+class Guidance:
+    """Classifier-free guidance during a part of the steps.
+
+    Args:
+        scale: weight of the difference between the conditional and the negative prediction. Up to 1 there is no
+            guidance.
+        rescale: share of the rescaled prediction (equation 16 of arXiv 2305.08891), in [0, 1].
+        start: share of the steps after which guidance begins (arXiv 2404.07724).
+        end: share of the steps after which guidance ends.
+    """
+
+    scale: float
+    rescale: float = 0.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def is_active(self, progress: float) -> bool:
+        """Whether a step is guided when the share `progress` of the steps is done."""
+        return self.scale > 1 and self.start <= progress < self.end
+
+    def __call__(self, prediction: torch.Tensor) -> torch.Tensor:
+        """Guides a prediction of shape (2 B, ...), the negative half first; returns shape (B, ...)."""
+        negative, positive = prediction.chunk(2)
+        guided = negative + self.scale * (positive - negative)
+        return rescale_noise_cfg(guided, positive, self.rescale) if self.rescale > 0 else guided
+
+
+# ---- Schedulers ----
+
+
+def check_scheduler(scheduler, num_inference_steps: int):
+    """Checks that a scheduler is one of `SCHEDULERS`.
+
+    Raises:
+        ValueError: if it is another, is configured for flow matching, or needs more steps.
+    """
+    name = type(scheduler).__name__
+    remedy = (
+        "set another, such as `pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config,"
+        " timestep_spacing='trailing')`"
+    )
+    if not SCHEDULERS & {base.__name__ for base in type(scheduler).__mro__}:
+        raise ValueError(
+            f"The scheduler is a {name}, which does not work with Zero123++ ({sorted(SCHEDULERS)}): {remedy}."
+        )
+    if scheduler.config.get("use_flow_sigmas") or scheduler.config.get("prediction_type") == "flow_prediction":
+        raise ValueError(f"The {name} is configured for flow matching, which Zero123++ is not trained for: {remedy}.")
+    if name == "PNDMScheduler" and num_inference_steps < 4:
+        raise ValueError(
+            f"`num_inference_steps` is {num_inference_steps}, but PNDMScheduler needs at least 4: give more, or"
+            f" {remedy}."
+        )
+
+
+def copy_scheduler(scheduler, num_inference_steps: int, device: torch.device):
+    """Copies a scheduler for one call, with its time steps set.
+
+    A call works on a copy so that threads can share the pipeline. The copy never clips or thresholds: these options
+    are made for pixels, are on by default in some schedulers, and flatten latents.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    clipping = {name: False for name in ("clip_sample", "thresholding") if scheduler.config.get(name)}
+    scheduler.register_to_config(**clipping)
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # else each step looks its index up, and the host waits for the device
+    return scheduler
+
+
+def noise_to_step(scheduler, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Brings clean latents to the noise level of the model input at the current step.
+
+    Args:
+        scheduler: at that step.
+        latents: shape (B, C, h, w).
+        noise: unit noise of the same shape.
+        t: the time step, without dimensions.
+
+    Returns:
+        The UNet's input of the same shape.
+    """
+    if getattr(scheduler, "state_in_first_order", True):
+        return scheduler.scale_model_input(scheduler.add_noise(latents, noise, t.reshape(1)), t)
+    # Heun and KDPM2 evaluate twice a step, and `add_noise` does not know the second level. `scale_model_input` does:
+    # it divides by sqrt(sigma^2 + 1).
+    scale = scheduler.scale_model_input(torch.ones(1, dtype=torch.float32, device=latents.device), t)
+    sigma = (scale**-2 - 1).sqrt().to(latents.dtype)
+    return scheduler.scale_model_input(latents + sigma * noise, t)
+
+
+# ---- Cameras ----
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """The cameras of the six views of a tile.
+
+    Args:
+        azimuths: degrees around the object, relative to the input view.
+        elevations: degrees above the horizon.
+        fov: vertical field of view in degrees.
+    """
+
+    azimuths: tuple[float, ...]
+    elevations: tuple[float, ...]
+    fov: float
+
+    @property
+    def radius(self) -> float:
+        """The distance at which a sphere of radius 0.5 just fills a view in the plane of its centre."""
+        return 0.5 / math.tan(math.radians(self.fov) / 2)
+
+    def poses(self, radius: float | None = None) -> np.ndarray:
+        """[`camera_poses`] at a distance of `radius`, by default `self.radius`."""
+        return camera_poses(self.azimuths, self.elevations, self.radius if radius is None else radius)
+
+    def intrinsics(self, height: int, width: int) -> np.ndarray:
+        """[`camera_intrinsics`] of a view of `height` x `width` pixels."""
+        return camera_intrinsics(self.fov, height, width)
+
+
+AZIMUTHS = (30.0, 90.0, 150.0, 210.0, 270.0, 330.0)
+# By version of the public checkpoints (their model cards)
+CAMERAS = {
+    "v1.1": Cameras(AZIMUTHS, (30.0, -20.0) * 3, math.degrees(2 * math.atan(16 / 35))),
+    "v1.2": Cameras(AZIMUTHS, (20.0, -10.0) * 3, 30.0),
+}
+
+
+def known_cameras(name: str) -> str | None:
+    """The key in `CAMERAS` of a public checkpoint, by its Hub name or by a folder of its name; None for another."""
+    found = re.search(r"zero123plus[-_]v?(1[._]?[12])(?![0-9])", name.lower())
+    return f"v1.{found[1][-1]}" if found else None
 
 
 def camera_poses(azimuths, elevations, radius: float) -> np.ndarray:
@@ -129,47 +299,44 @@ def camera_poses(azimuths, elevations, radius: float) -> np.ndarray:
 
 def camera_intrinsics(fov: float, height: int, width: int) -> np.ndarray:
     """Pinhole intrinsics of a view of `height` x `width` pixels and a vertical field of view of `fov` degrees: shape
-    (3, 3), in pixels; the principal point is the centre.
+    (3, 3), in pixels. The principal point is the centre.
     """
     focal = height / 2 / math.tan(math.radians(fov) / 2)
     return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
 
 
+# ---- Reference attention ----
+
+
 class ReferenceCache:
-    """Keys and values by attention layer, of the reference picture and of the text: one reference pass writes, any
-    number read.
+    """Keys and values of the reference picture and of the text, by attention layer, in `entries`. A reference pass
+    writes them, and any number of passes read them.
 
-    A plain object on purpose: offloading hooks rebuild dicts and tuples among the arguments, and entries would be
-    lost.
-
-    Args:
-        last: the self-attention layer that runs last ([`last_self_attention`]), where nobody wants what the reference
-            pass itself returns: after it no key or value is left to write, so the layer's attention is left out.
+    This is a plain object rather than a dictionary, because offloading hooks rebuild dictionaries among the arguments
+    of a module, and what is written to the copy would be lost.
     """
 
-    def __init__(self, last: str | None = None):
-        self.last = last
-        self.deep = {}  # by mode, what `DeepFeatures.keep` keeps
-        self._entries = {}
+    def __init__(self):
+        self.entries = {}
 
     def write(self, layer: str, key: torch.Tensor, value: torch.Tensor):
-        """Keeps a layer's key and value, each of shape (B, N, heads, head_dim)."""
-        self._entries[layer] = key, value
+        """Stores a layer's key and value, each of shape (B, N, heads, head_dim)."""
+        self.entries[layer] = key, value
 
     def read(self, layer: str, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Key and value of a layer for a batch.
+        """Returns a layer's key and value for a batch of `batch_size`.
 
-        Entries may be fewer than the batch: under classifier-free guidance the first entry, the one negative
-        reference, serves the whole negative half, so that (1 + B) entries stand for 2B.
+        There may be fewer entries than that. Under classifier-free guidance the first entry, the negative reference,
+        is then repeated for the whole negative half, so that (1 + B) entries serve 2 B samples.
 
         Raises:
             RuntimeError: if the layer was not written.
         """
-        if layer not in self._entries:
+        if layer not in self.entries:
             raise RuntimeError(
                 f"No reference was written for {layer}: call the UNet with reference_mode='write' first."
             )
-        key, value = self._entries[layer]
+        key, value = self.entries[layer]
         missing = batch_size - key.shape[0]
         if missing:
             key, value = (torch.cat([entry[:1].expand(missing, -1, -1, -1), entry]) for entry in (key, value))
@@ -177,30 +344,31 @@ class ReferenceCache:
 
 
 class ReferenceAttnProcessor:
-    """Scaled dot-product attention whose self-attention also attends to a reference picture (section 2.2 of the
-    paper). Cross-attention takes the keys and values of the text from the cache, which are the same in both passes.
+    """Scaled dot-product attention in which self-attention also attends to a reference picture (section 2.2 of the
+    paper).
 
-    Without `reference` it is plain attention.
+    In mode "write" a layer stores its keys and values in the cache. In mode "read" self-attention appends the stored
+    keys and values to its own, and cross-attention uses the stored ones, because the text is the same in both passes.
+    Without a cache the processor computes plain attention.
 
     Args:
-        layer: the layer's name, the key of its entry in a [`ReferenceCache`].
-        fused: whether to project by the joint matrices that `unet.fuse_qkv_projections()` has made.
+        layer: the layer's name, which is the key of its entry in a [`ReferenceCache`].
+        fused: whether to project with the joint matrices that `unet.fuse_qkv_projections()` made.
 
-    When called, besides the arguments of every attention processor of diffusers:
+    When called, it takes besides the arguments of every attention processor of diffusers:
         reference ([`ReferenceCache`], optional): passed to the UNet in `cross_attention_kwargs`.
-        reference_mode: "write" keeps this pass's keys and values, "read" appends the kept ones to this pass's own, or
-            in cross-attention takes their place: the text must be the same. An argument rather than a state, so that
-            gradient checkpointing recomputes a layer in the mode it ran in.
+        reference_mode: "write" or "read". It is an argument rather than a state of the cache, so that gradient
+            checkpointing recomputes a layer in the mode that it ran in.
     """
 
-    _attention_backend = None  # what `set_attention_backend` sets
+    _attention_backend = None  # written by `set_attention_backend`
     _parallel_config = None
 
     def __init__(self, layer: str, fused: bool = False):
         self.layer, self.fused = layer, fused
 
     def project(self, attn, hidden_states: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Query of `hidden_states`, key and value of `context`, each of shape (B, N, C)."""
+        """Returns the query of `hidden_states`, and the key and value of `context`, each of shape (B, N, C)."""
         if not self.fused:
             return attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         if context is hidden_states:
@@ -223,7 +391,6 @@ class ReferenceAttnProcessor:
         if attention_mask is not None:
             attention_mask = attn.prepare_attention_mask(attention_mask, length, batch_size)
             attention_mask = attention_mask.view(batch_size, attn.heads, -1, attention_mask.shape[-1])
-
         if reference is not None and reference_mode not in ("write", "read"):
             raise ValueError(f"`reference_mode` is {reference_mode!r}, but must be 'write' or 'read'.")
         reads = reference is not None and reference_mode == "read"
@@ -237,31 +404,32 @@ class ReferenceAttnProcessor:
                 states.unflatten(-1, (attn.heads, -1)) for states in self.project(attn, hidden_states, context)
             )
             if reads:
-                kept = reference.read(self.layer, batch_size)
-                key, value = torch.cat([key, kept[0]], dim=1), torch.cat([value, kept[1]], dim=1)
+                reference_key, reference_value = reference.read(self.layer, batch_size)
+                key, value = torch.cat([key, reference_key], dim=1), torch.cat([value, reference_value], dim=1)
             elif reference is not None:
                 reference.write(self.layer, key, value)
-                if self.layer == reference.last:
-                    return torch.zeros_like(hidden_states)
 
         out = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, backend=self._attention_backend)
         out = out.flatten(2, 3).to(query.dtype)
         return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
 
 
-# What diffusers installs where the user has chosen nothing; anything else is a choice, and is not silently undone.
+# `unet.set_default_attn_processor()` refuses processors that are not in this tuple
+unet_2d_condition.CROSS_ATTENTION_PROCESSORS += (ReferenceAttnProcessor,)
+
+# The processors that diffusers installs by itself. Any other is the user's choice and is never replaced.
 STOCK_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0")
 
 
 def install_reference_attention(unet: UNet2DConditionModel):
     """Makes sure that every self-attention layer of `unet` can attend to a reference.
 
-    Stock processors are replaced, also on cross-attention, where ours do nothing but accept the arguments. Processors
-    that take `reference` and `reference_mode` (ours, or the user's own) are kept.
+    Stock processors are replaced, on cross-attention too, where ours reuse the text's keys and values. Processors
+    that take `reference` and `reference_mode`, ours or the user's, are kept.
 
     Raises:
-        ValueError: if a self-attention layer has another processor, which would lose the reference without a word,
-            or projections that were fused without its LoRA.
+        ValueError: if a self-attention layer has another processor, which would ignore the reference, or if fused
+            projections would ignore a LoRA.
     """
     processors = unet.attn_processors
     for name, processor in processors.items():
@@ -282,65 +450,13 @@ def install_reference_attention(unet: UNet2DConditionModel):
     for processor in processors.values():
         if getattr(processor, "fused", False) and hasattr(unet.get_submodule(processor.layer).to_q, "base_layer"):
             raise ValueError(
-                f"{processor.layer} has a LoRA that its fused projections do not see: call"
+                f"{processor.layer} has a LoRA that its fused projections ignore: call"
                 " `pipe.unet.unfuse_qkv_projections()`, or `pipe.fuse_lora()` and `pipe.unload_lora_weights()` before"
                 " `pipe.unet.fuse_qkv_projections()`."
             )
 
 
-def last_self_attention(unet: UNet2DConditionModel) -> str | None:
-    """The name of the self-attention layer that runs last: diffusers registers its blocks in the order down, up,
-    mid, and runs them in the order down, mid, up.
-    """
-    names = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn1.processor")]
-    return next((name for name in reversed(names) if name.startswith("up_blocks")), None)
-
-
-class DeepFeatures(torch.nn.Module):
-    """Stands for all blocks of a UNet but the last resnet and transformer: returns what they returned last, which the
-    [`ReferenceCache`] of the call keeps.
-    """
-
-    has_cross_attention = True
-
-    def forward(self, hidden_states, temb=None, cross_attention_kwargs=None, **kwargs) -> torch.Tensor:
-        """Called as a UNet's middle block; returns features of shape (B, C, h, w), as the last block takes them."""
-        return cross_attention_kwargs["reference"].deep[cross_attention_kwargs["reference_mode"]]
-
-    @staticmethod
-    def keep(module, args, kwargs, output):
-        """A forward hook of the last transformer but one."""
-        kwargs = kwargs["cross_attention_kwargs"]
-        kwargs["reference"].deep[kwargs["reference_mode"]] = output[0]
-
-
-def shallow_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A UNet of the same weights that runs the first convolution and the last resnet and transformer alone, on the
-    deep features of an earlier step (DeepCache, arXiv 2312.00858, its branch 0).
-
-    Raises:
-        ValueError: if the UNet is compiled or offloaded, or has no such layers.
-    """
-    if "forward" in vars(unet) or not isinstance(unet, UNet2DConditionModel):
-        raise ValueError(
-            "`deep_cache_interval` is more than 1, but the UNet is compiled or has hooks, which a part of it cannot"
-            " have: leave `deep_cache_interval` at 1, or do without torch.compile and offloading."
-        )
-    last = unet.up_blocks[-1]
-    if len(getattr(last, "attentions", ())) < 2:
-        raise ValueError(
-            f"`deep_cache_interval` is more than 1, but the UNet's last block, {type(last).__name__}, has fewer than"
-            " two transformers: leave it at 1."
-        )
-    shallow, top = copy.copy(unet), copy.copy(last)
-    top._modules = {**last._modules, "resnets": last.resnets[-1:], "attentions": last.attentions[-1:]}
-    blocks = {
-        "down_blocks": torch.nn.ModuleList(),
-        "mid_block": DeepFeatures(),
-        "up_blocks": torch.nn.ModuleList([top]),
-    }
-    shallow._modules = {**unet._modules, **blocks}
-    return shallow
+# ---- Pictures in, views out ----
 
 
 @dataclass
@@ -433,6 +549,11 @@ def load_pictures(pictures, argument: str) -> list[PIL.Image.Image]:
 def _load_pil(picture: PIL.Image.Image, argument: str) -> PIL.Image.Image:
     if 0 in picture.size:
         raise ValueError(f"`{argument}` is a picture of size {picture.size}: it has no pixels.")
+    if max(picture.size) > MAX_EDGE:
+        raise ValueError(
+            f"`{argument}` is a picture of {picture.width} x {picture.height} pixels, but its longest side may have at"
+            f" most {MAX_EDGE}: shrink it first."
+        )
     try:
         picture = PIL.ImageOps.exif_transpose(picture)
         picture.load()
@@ -447,7 +568,9 @@ def _load_pil(picture: PIL.Image.Image, argument: str) -> PIL.Image.Image:
                 f" {values.max():.4g}, but they must be in [0, {full:.0f}]."
             )
         picture = PIL.Image.fromarray(np.round(values * (255 / full)).astype(np.uint8))
-    if "A" in picture.getbands() or picture.mode in ("La", "RGBa") or "transparency" in picture.info:
+    if picture.mode == "La":  # PIL converts premultiplied grey to LA alone
+        picture = picture.convert("LA")
+    if "A" in picture.getbands() or picture.mode == "RGBa" or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         background = PIL.Image.new("RGBA", picture.size, (GREY, GREY, GREY, 255))
         picture = PIL.Image.alpha_composite(background, picture)
@@ -455,16 +578,15 @@ def _load_pil(picture: PIL.Image.Image, argument: str) -> PIL.Image.Image:
 
 
 def pad_to_square(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Centres an RGB picture on a grey square."""
-    return (
-        PIL.ImageOps.pad(picture, (max(picture.size),) * 2, color=(GREY,) * 3)
-        if picture.width != picture.height
-        else picture
-    )
+    """Centres an RGB picture on a grey square, whose edge has at most `ENCODED_EDGE` pixels."""
+    if picture.width == picture.height:
+        return picture
+    edge = min(max(picture.size), ENCODED_EDGE)
+    return PIL.ImageOps.pad(picture, (edge, edge), color=(GREY,) * 3)
 
 
 def preprocess(processor: CLIPImageProcessor, pictures: list[PIL.Image.Image]) -> torch.Tensor:
-    """Applies an image processor, always with its PIL implementation, and returns pixels of shape (B, 3, H, W).
+    """Applies an image processor in its PIL implementation and returns pixels of shape (B, 3, H, W).
 
     Since transformers 5 the same class computes with torchvision where that is installed, and its resizing differs by
     up to 3e-2.
@@ -474,33 +596,66 @@ def preprocess(processor: CLIPImageProcessor, pictures: list[PIL.Image.Image]) -
     return processor(images=pictures, return_tensors="pt").pixel_values
 
 
-def _rescale_guidance(noise_pred, noise_pred_text, guidance_rescale):
-    """Equation 16 of arXiv 2305.08891: pulls the guided prediction's deviation back towards the conditional one's."""
-    axes = tuple(range(1, noise_pred.ndim))
-    rescaled = noise_pred * (noise_pred_text.std(dim=axes, keepdim=True) / noise_pred.std(dim=axes, keepdim=True))
-    return guidance_rescale * rescaled + (1 - guidance_rescale) * noise_pred
+# ---- The pipeline ----
+
+
+@dataclass
+class _Call:
+    """What the properties of the pipeline say about one call."""
+
+    guidance: Guidance = field(default_factory=lambda: Guidance(1.0))
+    num_timesteps: int = 0
+    cross_attention_kwargs: dict | None = None
+    interrupt: bool = False
+    running: bool = False
+
+
+def update(tensors: dict[str, torch.Tensor], returned: dict | None) -> bool:
+    """Puts what a callback returned in the place of the loop's tensors, and ignores what the loop does not have.
+
+    Args:
+        tensors: of the loop, by name; changed in place.
+        returned: by the callback.
+
+    Returns:
+        Whether the text changed, so that its keys and values must be written again.
+
+    Raises:
+        ValueError: if a tensor has another shape than the one that it replaces.
+    """
+    changed = {name: value for name, value in (returned or {}).items() if value is not tensors.get(name, value)}
+    for name, value in changed.items():
+        if value.shape != tensors[name].shape:
+            raise ValueError(
+                f"The callback returned `{name}` of shape {tuple(value.shape)}, but it must keep the shape"
+                f" {tuple(tensors[name].shape)}."
+            )
+    tensors |= changed
+    return bool({"prompt_embeds", "negative_prompt_embeds"} & set(changed))
 
 
 class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
-    """One picture of an object to six consistent views of it, as a tile of 3 rows and 2 columns.
+    """Turns one picture of an object into six consistent views of it, a tile of 3 rows and 2 columns.
 
     Args:
         vae: encodes the reference picture and decodes the tile.
         text_encoder: encodes the prompt.
         tokenizer: of the text encoder.
-        unet: a stock UNet; reference attention is installed as attention processors, which do nothing in other
-            pipelines.
-        scheduler: any scheduler of the Karras family; its `timestep_spacing` should be "trailing".
+        unet: a stock UNet. Reference attention is installed as attention processors, which compute plain attention in
+            other pipelines.
+        scheduler: one of `SCHEDULERS`; its `timestep_spacing` should be "trailing".
         vision_encoder: gives the global condition.
         feature_extractor_clip: preprocessing of the vision encoder.
         feature_extractor_vae: preprocessing of the reference picture (mean 0.5, std 0.8).
-        safety_checker: public checkpoints list it as null; nothing else is accepted.
-        controlnet: optional, sees a control tile (depth, or the RGB tile for normals).
-        ramping_coefficients: weight of the CLIP embedding per prompt token; i / L for i = 1..L by default.
+        safety_checker: must be None; public checkpoints list it as null.
+        controlnet: optional; it sees a control tile (depth, or the RGB tile to make normals of).
+        ramping_coefficients: weight of the CLIP embedding for each prompt token; i / L for i = 1..L by default.
         view_azimuths: degrees of the six views, relative to the input view.
-        view_elevations: degrees of the six views above the horizon. The defaults are those of v1.2; v1.1 has 30 and
-            -20.
-        view_fov: vertical field of view in degrees. v1.1 has 49.134.
+        view_elevations: degrees of the six views above the horizon.
+        view_fov: vertical field of view in degrees. Cameras that are not given are those of the public checkpoint
+            whose name the checkpoint has, and otherwise, with a warning, those of v1.2 (see `CAMERAS`).
+        default_num_inference_steps: number of steps of a call that names none.
+        default_guidance_scale: guidance scale of a call that names none.
 
     Raises:
         ValueError: if `ramping_coefficients` are not one per token, the cameras not six, or a safety checker is given.
@@ -523,24 +678,27 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         safety_checker: None = None,
         controlnet: ControlNetModel | None = None,
         ramping_coefficients: list[float] | None = None,
-        view_azimuths: list[float] = (30, 90, 150, 210, 270, 330),
-        view_elevations: list[float] = (20, -10, 20, -10, 20, -10),
-        view_fov: float = 30.0,
+        view_azimuths: list[float] | None = None,
+        view_elevations: list[float] | None = None,
+        view_fov: float | None = None,
+        default_num_inference_steps: int = 28,
+        default_guidance_scale: float = 4.0,
     ):
         super().__init__()
         if safety_checker is not None:
             raise ValueError("`safety_checker` is given, but this pipeline has none: pass None.")
         for name, values in (("view_azimuths", view_azimuths), ("view_elevations", view_elevations)):
-            if len(values) != ROWS * COLUMNS:
+            if values is not None and len(values) != ROWS * COLUMNS:
                 raise ValueError(f"`{name}` has {len(values)} values, but a tile has {ROWS * COLUMNS} views.")
-        length = text_encoder.config.max_position_embeddings
-        if ramping_coefficients is None:
-            ramping_coefficients = [i / length for i in range(1, length + 1)]
-        if len(ramping_coefficients) != length:
-            raise ValueError(
-                f"`ramping_coefficients` has {len(ramping_coefficients)} values, but the text encoder gives {length}"
-                " tokens: give one per token, or None for i / L."
-            )
+        if text_encoder is not None:  # a pipeline without it takes `prompt_embeds`
+            length = text_encoder.config.max_position_embeddings
+            if ramping_coefficients is None:
+                ramping_coefficients = [i / length for i in range(1, length + 1)]
+            if len(ramping_coefficients) != length:
+                raise ValueError(
+                    f"`ramping_coefficients` has {len(ramping_coefficients)} values, but the text encoder gives"
+                    f" {length} tokens: give one per token, or None for i / L."
+                )
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -554,36 +712,56 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             controlnet=controlnet,
         )
         self.register_to_config(
-            ramping_coefficients=list(ramping_coefficients),
-            view_azimuths=[float(angle) for angle in view_azimuths],
-            view_elevations=[float(angle) for angle in view_elevations],
+            ramping_coefficients=ramping_coefficients and list(ramping_coefficients),
+            view_azimuths=view_azimuths and [float(angle) for angle in view_azimuths],
+            view_elevations=view_elevations and [float(angle) for angle in view_elevations],
             view_fov=view_fov,
+            default_num_inference_steps=default_num_inference_steps,
+            default_guidance_scale=default_guidance_scale,
         )
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self.controlnet_conditioning_scale = 1.0
-        self._interrupt = False
-        install_reference_attention(unet)
+        self._calls = {}  # by thread: the call that runs in it, or ran in it last
+        if unet is not None:
+            install_reference_attention(unet)
+
+    @classmethod
+    def load_config(cls, *args, **kwargs):
+        """Reads a checkpoint's configuration as that of this class. A checkpoint that names a pipeline.py of its own
+        (`"_class_name": ["pipeline", ...]`) is loaded by this class all the same, and its file is not run.
+        """
+        config = super().load_config(*args, **kwargs)
+        for part in config if isinstance(config, tuple) else (config,):
+            if isinstance(part, dict) and isinstance(part.get("_class_name"), list):
+                part["_class_name"] = part["_class_name"][-1]
+        return config
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Saves as every diffusers pipeline does, and pipeline.py beside it: the folder is its own
-        `custom_pipeline`.
+        """Saves as every diffusers pipeline does, with pipeline.py beside the components, so that the folder is its
+        own `custom_pipeline`. Cameras that are known are written, whatever the checkpoint was called.
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        source, target = Path(inspect.getsourcefile(type(self))), folder / "pipeline.py"
-        if not (target.exists() and target.samefile(source)):
-            shutil.copyfile(source, target)
+        (folder / "pipeline.py").write_text(SOURCE, encoding="utf-8")
+        if self.cameras_are_known:
+            cameras = self.cameras
+            self.register_to_config(
+                view_azimuths=list(cameras.azimuths),
+                view_elevations=list(cameras.elevations),
+                view_fov=cameras.fov,
+            )
         super().save_pretrained(save_directory, **kwargs)
 
     def add_controlnet(
         self, controlnet: ControlNetModel | None = None, conditioning_scale: float = 1.0
     ) -> ControlNetModel:
-        """Sets the ControlNet, in place of any other, as the published pipeline does.
+        """Sets the ControlNet, in place of any other, as the published pipeline does. It is brought to the dtype and
+        device of the UNet.
 
         Args:
             controlnet: a copy of the UNet's encoder, to be trained, by default.
-            conditioning_scale: what a call uses whose `controlnet_conditioning_scale` is None.
+            conditioning_scale: used by a call whose `controlnet_conditioning_scale` is None.
 
         Returns:
             The ControlNet.
@@ -592,9 +770,37 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             # As many strides of 2 as the VAE has: Stable Diffusion's widths, and more of the last for a larger factor
             widths = (16, 32, 96) + (256,) * (len(self.vae.config.block_out_channels) - 3)
             controlnet = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=widths)
+        if self.unet.device.type != "meta":  # where sequential offloading keeps the weights elsewhere
+            controlnet.to(self.unet.device, self.unet.dtype)
         self.register_modules(controlnet=controlnet)
         self.controlnet_conditioning_scale = conditioning_scale
         return controlnet
+
+    # Cameras
+
+    @property
+    def cameras_are_known(self) -> bool:
+        """Whether the checkpoint says its cameras, in its configuration or by its name."""
+        given = (self.config.view_elevations, self.config.view_fov)
+        return None not in given or known_cameras(str(self.config.get("_name_or_path"))) is not None
+
+    @property
+    def cameras(self) -> Cameras:
+        """The cameras of the six views. A warning says when nothing tells them and those of v1.2 are assumed."""
+        preset = known_cameras(str(self.config.get("_name_or_path")))
+        if not self.cameras_are_known:
+            logger.warning(
+                "The checkpoint does not say its cameras, and those of v1.2 are assumed. For v1.1 pass"
+                " `view_elevations=[30, -20] * 3, view_fov=49.134` to `from_pretrained`, or `--cameras v1.1` to a"
+                " command."
+            )
+        default = CAMERAS[preset or "v1.2"]
+        fov = self.config.view_fov
+        return Cameras(
+            tuple(self.config.view_azimuths or default.azimuths),
+            tuple(self.config.view_elevations or default.elevations),
+            default.fov if fov is None else fov,
+        )
 
     def camera_poses(self, radius: float | None = None) -> np.ndarray:
         """Camera-to-world matrices of the six views, shape (6, 4, 4).
@@ -606,11 +812,9 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             radius: distance of the cameras; 0.5 / tan(fov / 2) by default, where a sphere of radius 0.5 just fills
                 a view in the plane of its centre. That is 1.866 for v1.2.
         """
-        if radius is None:
-            radius = 0.5 / math.tan(math.radians(self.config.view_fov) / 2)
-        if not radius > 0:
-            raise ValueError(f"`radius` is {radius}, but must be positive.")
-        return camera_poses(self.config.view_azimuths, self.config.view_elevations, radius)
+        if radius is not None and not 0 < radius < math.inf:
+            raise ValueError(f"`radius` is {radius}, but must be positive and finite.")
+        return self.cameras.poses(radius)
 
     def camera_intrinsics(self, height: int, width: int) -> np.ndarray:
         """Pinhole intrinsics of one view of `height` x `width` pixels, shape (3, 3), in pixels; the principal point
@@ -618,12 +822,77 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """
         if min(height, width) < 1:
             raise ValueError(f"`height` and `width` are {height} and {width}, but must be at least 1 pixel.")
-        return camera_intrinsics(self.config.view_fov, height, width)
+        return self.cameras.intrinsics(height, width)
+
+    # The state of the call that runs in this thread, under the names that diffusers' callbacks use
+
+    @property
+    def _call(self) -> _Call:
+        return self._calls.setdefault(threading.get_ident(), _Call())
+
+    @contextlib.contextmanager
+    def _running(self, call: _Call):
+        call.running = True
+        try:
+            yield
+        finally:
+            call.running = False
+
+    @property
+    def guidance_scale(self) -> float:
+        """The guidance scale of the running call. A callback sets `pipe._guidance_scale`."""
+        return self._call.guidance.scale
+
+    @property
+    def _guidance_scale(self) -> float:
+        return self._call.guidance.scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, scale: float):
+        self._call.guidance.scale = scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the running call is guided at all."""
+        return self.guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """The number of evaluations of the running call; some solvers take more than one a step."""
+        return self._call.num_timesteps
+
+    @property
+    def cross_attention_kwargs(self) -> dict | None:
+        """The `cross_attention_kwargs` of the running call."""
+        return self._call.cross_attention_kwargs
 
     @property
     def interrupt(self) -> bool:
-        """Whether the running call is to stop denoising: a callback sets `pipe._interrupt = True`."""
-        return self._interrupt
+        """Whether the running call is to stop denoising. A callback sets `pipe._interrupt = True`."""
+        return self._call.interrupt
+
+    @property
+    def _interrupt(self) -> bool:
+        return self._call.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool):
+        # In a callback this is the callback's own call; a thread without a call ends all that run
+        calls = [self._call] if self._call.running else list(self._calls.values())
+        for call in calls:
+            call.interrupt = value
+
+    # Checks
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the tile that the checkpoint was trained at: its UNet's sample size where
+        that is a tile's, else `TILE`.
+        """
+        size = self.unet.config.sample_size
+        if isinstance(size, int) or size is None:
+            return TILE
+        return size[0] * self.vae_scale_factor, size[1] * self.vae_scale_factor
 
     def check_size(self, height: int, width: int):
         """Checks that a tile's views fit the VAE, and its latents every level of the UNet.
@@ -645,6 +914,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     def check_inputs(
         self,
+        *,
         batch_size: int,
         prompt,
         negative_prompt,
@@ -657,10 +927,19 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         control_image,
         intervals: dict[str, tuple[float, float]],
         counts: dict[str, int],
+        numbers: dict[str, float | list[float] | None],
         output_type: str,
         callback_on_step_end_tensor_inputs,
     ):
         """Checks the arguments of a call that can be checked before any computing.
+
+        Args:
+            batch_size: number of pictures.
+            intervals: by name, start and end as shares of the steps.
+            counts: by argument, whole numbers of at least 1.
+            numbers: by argument, numbers or lists of numbers that must be finite.
+
+        The others are the arguments of the call.
 
         Raises:
             TypeError, ValueError: naming the argument, its value and what to do.
@@ -669,6 +948,10 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` is {value!r}, but must be a whole number of at least 1.")
+        for name, value in numbers.items():
+            for number in value if isinstance(value, (list, tuple)) else [value]:
+                if number is not None and not math.isfinite(number):
+                    raise ValueError(f"`{name}` is or has {number}, but must be finite.")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` is {output_type!r}, but must be 'pil', 'np', 'pt' or 'latent'.")
         if prompt is not None and prompt_embeds is not None and prompt != "":
@@ -681,9 +964,14 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 raise TypeError(f"`{name}` is a {type(text).__name__}, but must be a string or a list of strings.")
             if isinstance(text, list) and len(text) != batch_size:
                 raise ValueError(f"`{name}` has {len(text)} entries for {batch_size} pictures: give one, or one each.")
-        length, dim = self.text_encoder.config.max_position_embeddings, self.text_encoder.config.hidden_size
+        dim = self.unet.config.cross_attention_dim
         for name, embeds in (("prompt_embeds", prompt_embeds), ("negative_prompt_embeds", negative_prompt_embeds)):
-            if embeds is not None and tuple(embeds.shape) not in ((1, length, dim), (batch_size, length, dim)):
+            if embeds is None:
+                if self.text_encoder is None:
+                    raise ValueError(f"The pipeline has no text encoder: give `{name}`.")
+                continue
+            length = len(self.config.ramping_coefficients or range(embeds.shape[1]))
+            if tuple(embeds.shape) not in ((1, length, dim), (batch_size, length, dim)):
                 raise ValueError(
                     f"`{name}` has shape {tuple(embeds.shape)}, but must be (1 or {batch_size}, {length}, {dim}) for"
                     f" {batch_size} pictures."
@@ -730,27 +1018,61 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 f" {self._callback_tensor_inputs}."
             )
 
-    def encode_prompt(self, prompt: list[str], device: torch.device, lora_scale: float | None = None) -> torch.Tensor:
-        """Encodes prompts to the text encoder's last hidden states, shape (B, L, D). No image embedding is mixed in.
+    # Encoding and preparing
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = False,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        lora_scale: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Encodes prompts to the text encoder's last hidden states. No image embedding is mixed in.
 
         Args:
-            prompt: B strings; what exceeds L tokens is cut off.
-            device: where to.
-            lora_scale: strength of LoRA layers of the text encoder, 1 by default.
+            prompt: one string or B; tokens beyond L are cut off.
+            device: to encode on.
+            num_images_per_prompt: N, how often each is repeated.
+            do_classifier_free_guidance: whether to encode the negative prompts too.
+            negative_prompt: one string for all or B; empty by default.
+            prompt_embeds: instead of `prompt`, shape (B, L, D).
+            negative_prompt_embeds: instead of `negative_prompt`, shape (1 or B, L, D).
+            lora_scale: strength of the text encoder's LoRA layers, 1 by default.
+
+        Returns:
+            Both of shape (B * N, L, D); the second is None without classifier-free guidance.
         """
-        tokens = self.tokenizer(
-            prompt,
-            padding="max_length",
-            max_length=self.text_encoder.config.max_position_embeddings,
-            truncation=True,
-            return_tensors="pt",
-        )
-        if lora_scale is not None:
+
+        def encode(texts: list[str]) -> torch.Tensor:
+            length = self.text_encoder.config.max_position_embeddings
+            options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+            return self.text_encoder(self.tokenizer(texts, **options).input_ids.to(device))[0]
+
+        if lora_scale is not None and self.text_encoder is not None:
             scale_lora_layers(self.text_encoder, lora_scale)
-        embeds = self.text_encoder(tokens.input_ids.to(device))[0].to(self.unet.dtype)
-        if lora_scale is not None:
+        if prompt_embeds is None:
+            prompt_embeds = encode(prompt if isinstance(prompt, list) else [prompt or ""])
+        if do_classifier_free_guidance and negative_prompt_embeds is None:
+            negative_prompt_embeds = encode(
+                negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
+            )
+        if lora_scale is not None and self.text_encoder is not None:
             unscale_lora_layers(self.text_encoder, lora_scale)
-        return embeds
+
+        dtype = prompt_embeds.dtype if self.unet is None else self.unet.dtype
+        batch_size = max(len(embeds) for embeds in (prompt_embeds, negative_prompt_embeds) if embeds is not None)
+
+        def repeat(embeds: torch.Tensor) -> torch.Tensor:
+            embeds = embeds.to(device, dtype).repeat(batch_size // len(embeds), 1, 1)
+            return embeds.repeat_interleave(num_images_per_prompt, 0)
+
+        prompt_embeds = repeat(prompt_embeds)
+        negative_prompt_embeds = repeat(negative_prompt_embeds) if do_classifier_free_guidance else None
+        return prompt_embeds, negative_prompt_embeds
 
     def encode_image(self, pictures: list[PIL.Image.Image], device: torch.device) -> torch.Tensor:
         """CLIP embeddings of square RGB pictures, shape (B, D)."""
@@ -760,12 +1082,14 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def prepare_reference_latents(self, pixels: torch.Tensor, num_images: int, device, generator) -> torch.Tensor:
         """Samples the VAE's latents of reference pictures.
 
-        The latents are raw: that they are not multiplied by `vae.config.scaling_factor`, and so about 5 times larger
-        than what the UNet denoises, is the "5x" of scaled reference attention (section 2.2 of the paper).
+        The latents are raw: they are not multiplied by `vae.config.scaling_factor`, and so are about 5 times larger
+        than those that the UNet denoises. This is the "5x" of scaled reference attention (section 2.2 of the paper).
 
         Args:
             pixels: shape (B, 3, H, W), after `feature_extractor_vae`.
             num_images: how many samples of each.
+            device: to encode on.
+            generator: source of the samples' noise.
 
         Returns:
             Shape (B * num_images, C, H / f, W / f).
@@ -775,14 +1099,19 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         latents = mean + std * randn_tensor(mean.shape, generator=generator, device=device, dtype=mean.dtype)
         return latents.to(self.unet.dtype)
 
+    def draw_noise(self, shape: tuple[int, ...], device: torch.device, generator) -> torch.Tensor:
+        """Draws unit noise in the UNet's dtype."""
+        return randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+
     def prepare_latents(self, shape, scheduler, device, generator, latents: torch.Tensor | None) -> torch.Tensor:
-        """Initial noise of `shape` (B, C, h, w), or the `latents` given, times the scheduler's initial sigma."""
+        """Returns initial noise of `shape` (B, C, h, w), or `latents`, times the scheduler's initial sigma."""
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+            latents = self.draw_noise(shape, device, generator)
         return latents.to(device, self.unet.dtype) * scheduler.init_noise_sigma
 
     def prepare_control_image(self, control_image, batch_size: int, num_images: int, height: int, width: int, device):
-        """Control tiles as pixels in [-1, 1] of shape (B * num_images, 3, H, W); one tile serves a whole batch.
+        """Brings control tiles to pixels in [-1, 1] of shape (B * num_images, 3, H, W). One tile serves a whole batch.
+        A warning says when the background of a tile is not the grey that ControlNets are trained with.
 
         Raises:
             ValueError: if the number of tiles or their aspect ratio is wrong.
@@ -798,9 +1127,51 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     f"`control_image` is {tile.width} x {tile.height} pixels, but must have the aspect ratio of the"
                     f" tile, {width} x {height}: six views in 3 rows and 2 columns."
                 )
+        corners = [np.asarray(view)[np.ix_([0, -1], [0, -1])] for views in split_views(tiles) for view in views]
+        colour = np.median(corners, axis=(0, 1, 2))
+        if np.abs(colour - GREY).max() > BACKGROUND_TOLERANCE:
+            logger.warning(
+                f"The views of `control_image` have corners of the colour {colour.round().astype(int).tolist()}, but"
+                f" ControlNets expect a background that is transparent or grey {GREY}; a depth map is expected to be"
+                " black at the nearest point and white at the farthest. `zero123plus.pictures.depth_tile` makes such a"
+                " tile from depth maps and masks."
+            )
         pixels = self.image_processor.preprocess(tiles, height=height, width=width)
         pixels = pixels.repeat(batch_size // len(tiles), 1, 1, 1).repeat_interleave(num_images, 0)
         return pixels.to(device, self.controlnet.dtype)
+
+    # The steps of the loop
+
+    def write_reference(self, cache: ReferenceCache, sample: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor):
+        """Runs the noisy reference, shape (B, C, h', w'), with its text states, shape (B, L, D), through the UNet,
+        which writes its keys and values into the cache, in place of earlier ones.
+        """
+        cache.entries = {}  # frees their memory, and lets a compiled UNet find the same empty cache every time
+        kwargs = {**(self.cross_attention_kwargs or {}), "reference": cache, "reference_mode": "write"}
+        self.unet(sample, t, encoder_hidden_states=embeds, cross_attention_kwargs=kwargs, return_dict=False)
+
+    def predict(
+        self, cache: ReferenceCache, sample: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor, residuals: dict
+    ) -> torch.Tensor:
+        """Predicts the tile's noise or velocity, shape (B, C, h, w), while attending to the reference in the cache."""
+        kwargs = {**(self.cross_attention_kwargs or {}), "reference": cache, "reference_mode": "read"}
+        options = {"cross_attention_kwargs": kwargs, "return_dict": False, **residuals}
+        return self.unet(sample, t, encoder_hidden_states=embeds, **options)[0]
+
+    def control(self, sample: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor, tiles: list, scale) -> dict:
+        """Runs the ControlNet on control tiles of shape (B or B / 2, 3, H, W) and returns what it adds to the UNet, as
+        the UNet's arguments. Both halves of a guided batch see the same tiles.
+        """
+        tiles = [pixels.repeat(len(sample) // len(pixels), 1, 1, 1) for pixels in tiles]
+        down, mid = self.controlnet(
+            sample,
+            t,
+            encoder_hidden_states=embeds,
+            controlnet_cond=tiles if hasattr(self.controlnet, "nets") else tiles[0],
+            conditioning_scale=scale,
+            return_dict=False,
+        )
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -811,15 +1182,14 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         negative_prompt: str | list[str] | None = None,
         control_image=None,
         depth_image=None,
-        height: int = 960,
-        width: int = 640,
-        num_inference_steps: int = 28,
-        guidance_scale: float = 4.0,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         reference_interval: int = 1,
-        deep_cache_interval: int = 1,
         controlnet_conditioning_scale: float | list[float] | None = None,
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
@@ -833,47 +1203,48 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[DiffusionPipeline, int, torch.Tensor, dict], dict] | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
     ):
         """Makes six views of the object in each picture.
 
         Args:
             image: B pictures: PIL in any mode, arrays of shape (H, W, 3 or 4), uint8 or float in [0, 1], tensors of
-                shape (3 or 4, H, W) in [0, 1], a batch or a list of these. Transparency is composited on grey; what
-                is not square is padded with grey.
-            prompt: one for all pictures, or one each. The checkpoints are trained without.
+                shape (3 or 4, H, W) in [0, 1], a batch or a list of these. Transparency is composited on grey, and
+                pictures that are not square are padded with grey.
+            prompt: one for all pictures, or one each. The public checkpoints are trained without prompts.
             negative_prompt: one for all pictures, or one each; empty by default.
-            control_image: a tile for all pictures, or one each, for the ControlNet; same kinds as `image`. For a
-                MultiControlNetModel a list of these, one for each ControlNet.
+            control_image: a tile for all pictures, or one each, for the ControlNet; of the same kinds as `image`. For
+                a MultiControlNetModel a list of these, one for each ControlNet.
             depth_image: the published pipeline's name of `control_image`.
-            height: of the tile, in pixels.
-            width: of the tile, in pixels.
-            num_inference_steps: denoising steps; 75 to 100 for faces.
-            guidance_scale: of classifier-free guidance; none up to 1.
+            height: of the tile, in pixels; the checkpoint's own by default. Another size gives a warning.
+            width: of the tile, in pixels; the checkpoint's own by default.
+            num_inference_steps: denoising steps; the checkpoint's `default_num_inference_steps` by default. Faces
+                want 75 to 100.
+            guidance_scale: scale of classifier-free guidance; the checkpoint's `default_guidance_scale` by default.
+                Values up to 1 mean no guidance.
             guidance_rescale: share of the rescaled guidance of arXiv 2305.08891, in [0, 1].
             guidance_start: share of the steps after which guidance begins (arXiv 2404.07724).
-            guidance_end: share of the steps after which guidance ends; steps without cost about half.
-            reference_interval: the reference is computed at every so many steps, 1 for all. More is faster and not
-                the same.
-            deep_cache_interval: the whole UNet is computed at every so many steps, 1 for all; between these its last
-                layers alone (arXiv 2312.00858). More is faster and not the same.
+            guidance_end: share of the steps after which guidance ends. Steps without guidance cost about half.
+            reference_interval: recompute the reference keys and values every N steps. 1 is exact, larger is
+                approximate and faster.
             controlnet_conditioning_scale: strength of the ControlNet, or a list of them for several; that of
                 `add_controlnet` by default.
             control_guidance_start: share of the steps after which the ControlNet begins.
             control_guidance_end: share of the steps after which the ControlNet ends.
             num_images_per_prompt: N tiles for each picture.
-            eta: of DDIM (arXiv 2010.02502); other schedulers have none.
-            generator: source of all randomness. A list of B * N gives every tile what it would get alone.
+            eta: of DDIM (arXiv 2010.02502); other schedulers ignore it.
+            generator: source of all randomness. With a list of B * N generators every tile is what it would be alone.
             latents: initial noise of unit variance, shape (B * N, C, height / f, width / f).
             prompt_embeds: instead of `prompt`: shape (1 or B, L, D), text only; the image embedding is added.
             negative_prompt_embeds: instead of `negative_prompt`: shape (1 or B, L, D).
             cross_attention_kwargs: passed on to the attention processors; "scale" is the strength of LoRA.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: whether to return an object; else the tuple (images, views).
-            callback_on_step_end: called as callback(pipe, step, timestep, tensors) after every step; tensors that it
-                returns replace those of the loop. `pipe._interrupt = True` ends the loop.
-            callback_on_step_end_tensor_inputs: which tensors: "latents", "prompt_embeds" (with the image embedding)
-                and "negative_prompt_embeds".
+            callback_on_step_end: called as callback(pipe, step, timestep, tensors) after every step. The tensors that
+                it returns replace those of the loop. It may set `pipe._guidance_scale`, and `pipe._interrupt = True`
+                ends this call's loop.
+            callback_on_step_end_tensor_inputs: which tensors the callback is given, "latents" by default:
+                "latents", "prompt_embeds" (with the image embedding) and "negative_prompt_embeds".
 
         Examples:
 
@@ -884,197 +1255,166 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             TypeError: if an argument has a wrong type.
             ValueError: if an argument has a wrong value, or the result is not finite.
         """
-        # 1. Check and read the arguments
+        # 1. Check and read the arguments. What is not given comes from the checkpoint
         if control_image is not None and depth_image is not None:
             raise ValueError(
                 "Both `control_image` and `depth_image` are given, but they are two names of one argument."
             )
         control_image = depth_image if control_image is None else control_image
+        height = self.default_size[0] if height is None else height
+        width = self.default_size[1] if width is None else width
+        if num_inference_steps is None:
+            num_inference_steps = self.config.default_num_inference_steps
+        if guidance_scale is None:
+            guidance_scale = self.config.default_guidance_scale
+        if callback_on_step_end_tensor_inputs is None:
+            callback_on_step_end_tensor_inputs = getattr(callback_on_step_end, "tensor_inputs", ["latents"])
         pictures = [pad_to_square(picture) for picture in load_pictures(image, "image")]
         batch_size, num_tiles = len(pictures), len(pictures) * num_images_per_prompt
         self.check_inputs(
-            batch_size,
-            prompt,
-            negative_prompt,
-            height,
-            width,
-            generator,
-            latents,
-            prompt_embeds,
-            negative_prompt_embeds,
-            control_image,
-            {
+            batch_size=batch_size,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            generator=generator,
+            latents=latents,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            control_image=control_image,
+            intervals={
                 "guidance": (guidance_start, guidance_end),
                 "control_guidance": (control_guidance_start, control_guidance_end),
             },
-            {
+            counts={
                 "num_inference_steps": num_inference_steps,
                 "num_images_per_prompt": num_images_per_prompt,
                 "reference_interval": reference_interval,
-                "deep_cache_interval": deep_cache_interval,
             },
-            output_type,
-            callback_on_step_end_tensor_inputs,
+            numbers={
+                "guidance_scale": guidance_scale,
+                "guidance_rescale": guidance_rescale,
+                "eta": eta,
+                "controlnet_conditioning_scale": controlnet_conditioning_scale,
+            },
+            output_type=output_type,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
+        check_scheduler(self.scheduler, num_inference_steps)
         install_reference_attention(self.unet)
-        last_layer = last_self_attention(self.unet)
-        # One call works on its own scheduler and cache: threads can share the pipeline
-        scheduler = copy.deepcopy(self.scheduler)
-        if scheduler.config.get("timestep_spacing", "trailing") != "trailing":
+        if (height, width) != self.default_size:
             logger.warning(
-                f"The scheduler's timestep_spacing is {scheduler.config.timestep_spacing!r}, but Zero123++ is used"
-                " with 'trailing': pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config,"
+                f"The tile has {height} x {width} pixels (height x width), but the checkpoint was trained at"
+                f" {self.default_size[0]} x {self.default_size[1]}: views of another size are usually wrong."
+            )
+        if self.scheduler.config.get("timestep_spacing", "trailing") != "trailing":
+            logger.warning(
+                f"The scheduler's timestep_spacing is {self.scheduler.config.timestep_spacing!r}, but Zero123++ is"
+                " used with 'trailing': pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config,"
                 " timestep_spacing='trailing')"
             )
-        self._interrupt = False
         device = self._execution_device
-        ever_guided = guidance_scale > 1
+        scheduler = copy_scheduler(self.scheduler, num_inference_steps, device)
+        num_steps = len(scheduler.timesteps)
+        guidance = Guidance(guidance_scale, guidance_rescale, guidance_start, guidance_end)
+        call = self._calls[threading.get_ident()] = _Call(guidance, num_steps, cross_attention_kwargs)
+        # A callback may switch guidance on later, so that its half must be ready
+        may_guide = guidance.scale > 1 or callback_on_step_end is not None
 
         # 2. Encode the prompts and mix in the global condition; the negative prompt stays plain
-        cross_attention_kwargs = dict(cross_attention_kwargs or {})
-        lora_scale = cross_attention_kwargs.get("scale")
-        if prompt_embeds is None:
-            prompt_embeds = self.encode_prompt(
-                [prompt or ""] if not isinstance(prompt, list) else prompt, device, lora_scale
-            )
-        prompt_embeds = prompt_embeds.to(device, self.unet.dtype).expand(batch_size, -1, -1)
-        ramp = torch.tensor(self.config.ramping_coefficients, device=device, dtype=self.unet.dtype)
-        prompt_embeds = mix_image_embeds(prompt_embeds, self.encode_image(pictures, device), ramp)
-        prompt_embeds = prompt_embeds.repeat_interleave(num_images_per_prompt, 0)  # (B * N, L, D)
-        if ever_guided:
-            if negative_prompt_embeds is None:
-                texts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
-                negative_prompt_embeds = self.encode_prompt(texts, device, lora_scale)
-            negative_prompt_embeds = negative_prompt_embeds.to(device, self.unet.dtype)
-            if len(negative_prompt_embeds) > 1:  # one for all stays one: its reference is computed once
-                negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_images_per_prompt, 0)
-
-        # 3. Encode the local condition
-        pixels = preprocess(self.feature_extractor_vae, pictures)
-        reference_latents = self.prepare_reference_latents(pixels, num_images_per_prompt, device, generator)
-        if ever_guided:
-            # The negative reference shows nothing and is the same for every tile, so its noise is too: it comes from
-            # a seed of its own, which lets one pass serve a batch whose tiles must each be what they would be alone.
-            negative_generator = torch.Generator().manual_seed(0)
-            negative_latents = self.prepare_reference_latents(
-                torch.zeros_like(pixels[:1]), 1, device, negative_generator
-            )
-
-        # 4. Prepare time steps, initial noise and control tiles
-        scheduler.set_timesteps(num_inference_steps, device=device)
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)  # else it looks every time step up, and waits for the device to do so
-        shape = (
-            num_tiles,
-            self.unet.config.in_channels,
-            height // self.vae_scale_factor,
-            width // self.vae_scale_factor,
+        one_negative = not isinstance(negative_prompt, list) and (
+            negative_prompt_embeds is None or len(negative_prompt_embeds) == 1
         )
+        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+            prompt,
+            device,
+            do_classifier_free_guidance=may_guide,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            lora_scale=(cross_attention_kwargs or {}).get("scale"),
+        )
+        length = prompt_embeds.shape[1]
+        ramp = self.config.ramping_coefficients or [i / length for i in range(1, length + 1)]
+        ramp = torch.tensor(ramp, device=device, dtype=self.unet.dtype)
+        image_embeds = self.encode_image(pictures, device).repeat_interleave(num_images_per_prompt, 0)
+        prompt_embeds = prompt_embeds.repeat_interleave(num_tiles // len(prompt_embeds), 0)
+        prompt_embeds = mix_image_embeds(prompt_embeds, image_embeds, ramp)  # (B * N, L, D)
+        if not may_guide:
+            negative_prompt_embeds = prompt_embeds[:0]
+        elif one_negative:  # its reference is computed once for all tiles
+            negative_prompt_embeds = negative_prompt_embeds[:1]
+        else:
+            negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_images_per_prompt, 0)
+        num_negatives = len(negative_prompt_embeds)
+
+        # 3. Encode the local condition. The negative reference is an empty picture and the same for every tile, and
+        # so is its noise: it comes from a seed of its own, so that one pass serves a batch whose tiles must each be
+        # what they would be alone
+        pixels = preprocess(self.feature_extractor_vae, pictures)
+        references = self.prepare_reference_latents(pixels, num_images_per_prompt, device, generator)
+        if may_guide:
+            negative_generator = torch.Generator().manual_seed(0)
+            negative = self.prepare_reference_latents(torch.zeros_like(pixels[:1]), 1, device, negative_generator)
+            references = torch.cat([negative.expand(num_negatives, -1, -1, -1), references])
+            # Drawn at once, because each move from the generator's device to another waits for that device
+            negative_noise = self.draw_noise((num_steps, *negative.shape[1:]), device, negative_generator)
+
+        # 4. Prepare the initial noise and the control tiles
+        grid = height // self.vae_scale_factor, width // self.vae_scale_factor
+        shape = (num_tiles, self.unet.config.in_channels, *grid)
         latents = self.prepare_latents(shape, scheduler, device, generator, latents)
-        step_kwargs = {"generator": generator, "eta": eta}
         accepted = inspect.signature(scheduler.step).parameters
+        step_kwargs = {"generator": generator, "eta": eta}
         step_kwargs = {name: value for name, value in step_kwargs.items() if name in accepted}
         if control_image is not None:
-            if controlnet_conditioning_scale is None:
-                controlnet_conditioning_scale = self.controlnet_conditioning_scale
+            control_scale = controlnet_conditioning_scale
+            if control_scale is None:
+                control_scale = self.controlnet_conditioning_scale
             multiple = hasattr(self.controlnet, "nets")
-            control_image = [
+            control_tiles = [
                 self.prepare_control_image(tiles, batch_size, num_images_per_prompt, height, width, device)
                 for tiles in (control_image if multiple else [control_image])
             ]
-            if multiple and not isinstance(controlnet_conditioning_scale, list):
-                controlnet_conditioning_scale = [controlnet_conditioning_scale] * len(control_image)
+            if multiple and not isinstance(control_scale, list):
+                control_scale = [control_scale] * len(control_tiles)
 
         # 5. Denoise
-        num_steps = len(scheduler.timesteps)  # some solvers take more than one evaluation a step
-        if ever_guided:  # drawn at once, because every move from the generator's device to another waits for that one
-            negative_noise = randn_tensor(
-                (num_steps, *negative_latents.shape[1:]),
-                generator=negative_generator,
-                device=device,
-                dtype=self.unet.dtype,
-            )
-        cache, guided, residuals = None, None, {}
-        keeping = contextlib.nullcontext()
-        if deep_cache_interval > 1:
-            shallow = shallow_unet(self.unet)
-            keeping = self.unet.up_blocks[-1].attentions[-2].register_forward_hook(DeepFeatures.keep, with_kwargs=True)
-        with self.progress_bar(total=num_steps) as progress_bar, keeping:
+        cache, guided, rewrite = ReferenceCache(), None, True
+        with self._running(call), self.progress_bar(total=num_steps) as progress_bar:
             for i, t in enumerate(scheduler.timesteps):
-                if self.interrupt:
+                if call.interrupt:
                     continue
-                was_guided, guided = guided, ever_guided and guidance_start <= i / num_steps < guidance_end
-                copies = 2 if guided else 1
-                changed = guided != was_guided  # what is kept has another batch
-                whole = changed or i % deep_cache_interval == 0
-                unet = self.unet if whole else shallow
+                was_guided, guided = guided, guidance.is_active(i / num_steps)
 
-                # 5.1 The reference, brought to the step's noise level, writes its keys and values. Its noise is drawn
-                # whether or not it is used, the positive part first: no other noise may depend on that.
-                noise = randn_tensor(
-                    reference_latents.shape, generator=generator, device=device, dtype=self.unet.dtype
-                )
-                reference_input, reference_embeds, text_embeds = reference_latents, prompt_embeds, prompt_embeds
-                if guided:
-                    n = len(negative_prompt_embeds)
-                    noise = torch.cat([negative_noise[i : i + 1].expand(n, -1, -1, -1), noise])
-                    reference_input = torch.cat([negative_latents.expand(n, -1, -1, -1), reference_latents])
-                    reference_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
-                    text_embeds = torch.cat([negative_prompt_embeds.expand(num_tiles, -1, -1), prompt_embeds])
-                if changed or i % reference_interval == 0:
-                    cache = ReferenceCache(last_layer) if whole else cache
-                    reference_input = scheduler.add_noise(reference_input, noise, t.reshape(1))
-                    write = {**cross_attention_kwargs, "reference": cache, "reference_mode": "write"}
-                    unet(
-                        scheduler.scale_model_input(reference_input, t),
-                        t,
-                        encoder_hidden_states=reference_embeds,
-                        cross_attention_kwargs=write,
-                        return_dict=False,
-                    )
+                # 5.1 The reference at the noise level of this step writes its keys and values. Its noise is drawn
+                # even where it is not used, so that `reference_interval` changes no other draw
+                noise = self.draw_noise((num_tiles, *references.shape[1:]), device, generator)
+                if rewrite or guided != was_guided or i % reference_interval == 0:
+                    halves = slice(0 if guided else num_negatives, None)  # the negative half comes first
+                    embeds = torch.cat([negative_prompt_embeds, prompt_embeds])[halves]
+                    if guided:
+                        noise = torch.cat([negative_noise[i : i + 1].expand(num_negatives, -1, -1, -1), noise])
+                    self.write_reference(cache, noise_to_step(scheduler, references[halves], noise, t), t, embeds)
+                    rewrite = False
 
-                # 5.2 The tile reads them
-                model_input = scheduler.scale_model_input(latents.repeat(copies, 1, 1, 1), t)
-                if control_image is None or not control_guidance_start <= i / num_steps < control_guidance_end:
-                    residuals = {}
-                elif whole or not residuals:
-                    control = [pixels.repeat(copies, 1, 1, 1) for pixels in control_image]
-                    down, mid = self.controlnet(
-                        model_input,
-                        t,
-                        encoder_hidden_states=text_embeds,
-                        controlnet_cond=control if multiple else control[0],
-                        conditioning_scale=controlnet_conditioning_scale,
-                        return_dict=False,
-                    )
-                    residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-                if residuals and not whole:  # the last layers take the first residual alone
-                    residuals = {**residuals, "mid_block_additional_residual": 0}
-                noise_pred = unet(
-                    model_input,
-                    t,
-                    encoder_hidden_states=text_embeds,
-                    cross_attention_kwargs={**cross_attention_kwargs, "reference": cache, "reference_mode": "read"},
-                    return_dict=False,
-                    **residuals,
-                )[0]
+                # 5.2 The tile attends to them
+                model_input = scheduler.scale_model_input(latents.repeat(2 if guided else 1, 1, 1, 1), t)
+                missing = len(model_input) - len(embeds)
+                text = torch.cat([embeds[:1].expand(missing, -1, -1), embeds])  # (B * N or 2 B * N, L, D)
+                residuals = {}
+                if control_image is not None and control_guidance_start <= i / num_steps < control_guidance_end:
+                    residuals = self.control(model_input, t, text, control_tiles, control_scale)
+                prediction = self.predict(cache, model_input, t, text, residuals)
 
                 # 5.3 Guide and step
-                if guided:
-                    negative_pred, positive_pred = noise_pred.chunk(2)
-                    noise_pred = negative_pred + guidance_scale * (positive_pred - negative_pred)
-                    if guidance_rescale > 0:
-                        noise_pred = _rescale_guidance(noise_pred, positive_pred, guidance_rescale)
-                latents = scheduler.step(noise_pred, t, latents, **step_kwargs, return_dict=False)[0]
+                prediction = guidance(prediction) if guided else prediction
+                latents = scheduler.step(prediction, t, latents, **step_kwargs, return_dict=False)[0]
 
                 if callback_on_step_end is not None:
-                    tensors = {
-                        "latents": latents,
-                        "prompt_embeds": prompt_embeds,
-                        "negative_prompt_embeds": negative_prompt_embeds,
-                    }
+                    tensors = dict(zip(self._callback_tensor_inputs, (latents, prompt_embeds, negative_prompt_embeds)))
                     given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    tensors |= callback_on_step_end(self, i, t, given) or {}
+                    rewrite = update(tensors, callback_on_step_end(self, i, t, given))
                     latents, prompt_embeds, negative_prompt_embeds = tensors.values()
                 progress_bar.update()
 
@@ -1088,10 +1428,9 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if output_type == "latent":
             images, views = latents, None
         else:
-            pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[
-                0
-            ]
-            images = self.image_processor.postprocess(unscale_image(pixels), output_type=output_type)
+            latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+            pixels = unscale_image(self.vae.decode(latents, return_dict=False)[0])
+            images = self.image_processor.postprocess(pixels, output_type=output_type)
             views = split_views(images)
         self.maybe_free_model_hooks()
         return Zero123PlusPipelineOutput(images=images, views=views) if return_dict else (images, views)

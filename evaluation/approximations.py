@@ -1,6 +1,6 @@
 """What faster settings cost: each one's error to the exact result, its quality, and the time it saves.
 
-    python -m evaluation.approximations --limit 6 --guidance 2
+    python -m evaluation.approximations --limit 6
 
 Quality is that of a checkpoint on held-out objects, measured on the tile as `evaluation.evaluate` does; "to exact"
 compares with the tiles of the first row, from the same seeds. A solver that draws other noise gives other tiles, which
@@ -10,6 +10,7 @@ small that its reference costs next to nothing. Writes `--output` (JSON) and pri
 """
 
 import argparse
+import contextlib
 import json
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,8 @@ from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteSchedul
 from PIL import Image
 from tqdm import tqdm
 
-from generate import ROOT, load_pipeline, tile_size
+from zero123plus import loading
+from zero123plus.deep_cache import DeepCache
 
 from . import benchmark, metrics
 from .evaluate import read
@@ -31,8 +33,8 @@ SETTINGS = {
     "exact: Euler ancestral, 28 steps": (ANCESTRAL, 28, {}),
     "reference every 2 steps": (ANCESTRAL, 28, {"reference_interval": 2}),
     "reference every 4 steps": (ANCESTRAL, 28, {"reference_interval": 4}),
-    "whole UNet every 2 steps": (ANCESTRAL, 28, {"deep_cache_interval": 2}),
-    "whole UNet every 3 steps": (ANCESTRAL, 28, {"deep_cache_interval": 3}),
+    "DeepCache, whole UNet every 2 steps": (ANCESTRAL, 28, {"deep_cache": 2}),
+    "DeepCache, whole UNet every 3 steps": (ANCESTRAL, 28, {"deep_cache": 3}),
     "guidance in the first 3/4": (ANCESTRAL, 28, {"guidance_end": 0.75}),
     "guidance in the first half": (ANCESTRAL, 28, {"guidance_end": 0.5}),
     "guidance in the second half": (ANCESTRAL, 28, {"guidance_start": 0.5}),
@@ -51,17 +53,27 @@ def call(pipe, setting: tuple, pictures: list, **options):
     scheduler, steps, more = setting
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     seeds = [torch.Generator().manual_seed(i) for i in range(len(pictures))]
-    return pipe(pictures, num_inference_steps=steps, generator=seeds, **more, **options).images
+    more = dict(more)
+    interval = more.pop("deep_cache", None)
+    with DeepCache(pipe, interval) if interval else contextlib.nullcontext():
+        return pipe(pictures, num_inference_steps=steps, generator=seeds, **more, **options).images
+
+
+def applies(pipe, setting: tuple) -> bool:
+    """Whether a setting is possible with a pipeline: DeepCache needs attention at the finest level."""
+    try:
+        return not setting[2].get("deep_cache") or bool(DeepCache(pipe, 2))
+    except ValueError:
+        return False
 
 
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Compare faster settings with the exact one.")
     add = parser.add_argument
-    add("--checkpoint", default=str(ROOT), help="folder or Hub name")
+    loading.add_checkpoint_options(add)
     add("--limit", type=int, default=8, help="held-out objects (default: %(default)s)")
-    add("--guidance", type=float, default=4.0, help="scale of classifier-free guidance (default: %(default)s)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    add("--guidance", type=float, help="scale of classifier-free guidance (default: the checkpoint's)")
     add("--dtype", default="float16" if torch.cuda.is_available() else "float32", help="of what is timed")
     add("--repeats", type=int, default=1, help="of the timing; the shortest counts (default: %(default)s), 0: none")
     add("--output", type=Path, default=Path("out/approximations.json"), help="file of the results, which is replaced")
@@ -69,7 +81,8 @@ def main(argv: list[str] | None = None):
     objects = sorted(path.parent for path in FOLDER.glob("*/views.webp"))[: o.limit]
     truths = np.stack([read(path / "views.webp") for path in objects])
     pictures = [Image.open(path / "input.webp") for path in objects]
-    pipe = load_pipeline(o.checkpoint, o.device, "float32")
+    o.device = loading.choose_device(o.device)
+    pipe = loading.load_from_options(o, "float32")
     pipe.set_progress_bar_config(disable=True)
     if o.repeats:
         size = benchmark.SMALL if torch.device(o.device).type == "cpu" else benchmark.FULL
@@ -79,13 +92,16 @@ def main(argv: list[str] | None = None):
 
     rows, exact = [], None
     for name, setting in tqdm(SETTINGS.items(), unit="setting"):
-        tiles = call(pipe, setting, pictures, **tile_size(pipe), guidance_scale=o.guidance, output_type="np")
-        exact = tiles if exact is None else exact
         row = {"setting": name}
         if o.repeats:
             run = partial(call, model, setting, [grey], **shape, output_type="latent")
             seconds = min(benchmark.timed(run, model.device)[0] for _ in range(o.repeats))
             row |= {"seconds": seconds, "time": seconds / rows[0]["seconds"] if rows else 1.0}
+        if not applies(pipe, setting):
+            rows.append(row)
+            continue
+        tiles = call(pipe, setting, pictures, guidance_scale=o.guidance, output_type="np")
+        exact = tiles if exact is None else exact
         for to, others in (("exact", exact), ("truth", truths)):
             row[f"PSNR to {to}"] = float(np.mean([metrics.psnr(*pair) for pair in zip(tiles, others)]))
             row[f"LPIPS to {to}"] = float(np.mean([metrics.lpips(*pair) for pair in zip(tiles, others)]))

@@ -42,7 +42,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from pipeline import ReferenceCache, Zero123PlusPipeline, install_reference_attention, last_self_attention
+from pipeline import CAMERAS, ReferenceCache, Zero123PlusPipeline, install_reference_attention
 from training.mini import SCHEDULE, build_tokenizer
 
 from . import plain
@@ -87,6 +87,7 @@ def build(size: dict, device: str, dtype: torch.dtype) -> Zero123PlusPipeline:
     try:
         with torch.device(device):
             unet = UNet2DConditionModel(
+                sample_size=[edge // 8 for edge in size["tile"]],
                 block_out_channels=size["unet"],
                 down_block_types=(*attention[0], "DownBlock2D"),
                 up_block_types=("UpBlock2D", *attention[1]),
@@ -145,6 +146,8 @@ def build(size: dict, device: str, dtype: torch.dtype) -> Zero123PlusPipeline:
         feature_extractor_clip=CLIPImageProcessor(**clip_edges),
         feature_extractor_vae=CLIPImageProcessor(**edges, resample=2, image_mean=[0.5] * 3, image_std=[0.8] * 3),
         ramping_coefficients=[i / tokens for i in range(1, tokens + 1)],
+        view_elevations=CAMERAS["v1.2"].elevations,
+        view_fov=CAMERAS["v1.2"].fov,
     )
     for module in (unet, vae, text, vision):
         module.eval().requires_grad_(False)
@@ -231,7 +234,7 @@ def count_flops(pipe: Zero123PlusPipeline, size: dict, batch: int, steps: int) -
     install_reference_attention(unet)
     factor, tokens = pipe.vae_scale_factor, size["text"][2]
     height, width = (edge // factor for edge in size["tile"])
-    cache, reference = ReferenceCache(last_self_attention(unet)), size["picture"] // factor
+    cache, reference = ReferenceCache(), size["picture"] // factor
     text, time_step = torch.empty(2 * batch, tokens, size["width"], device=meta), torch.zeros((), device=meta)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as step:

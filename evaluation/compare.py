@@ -7,6 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
+from .bars import OURS
 from .evaluate import markdown
 
 
@@ -18,8 +19,8 @@ def main(argv: list[str] | None = None):
     groups = {}
     for path in options.results:
         for group, table in json.loads(path.read_text()).items():
-            step = {f"one step {name.removeprefix('psnr_t999_')}": value for name, value in table["one step"].items()}
-            groups.setdefault(group, {})[path.parent.name] = {**table["this checkpoint"], **step}
+            ours = table.get(OURS) or table["predictions"]  # without a checkpoint there is no one-step prediction
+            groups.setdefault(group, {})[path.parent.name] = ours
     for group, table in groups.items():
         print(markdown(group, table))
 

@@ -4,13 +4,16 @@
     python -m evaluation.evaluate --checkpoint sudo-ai/zero123plus-v1.2 --clip openai/clip-vit-large-patch14
     python -m evaluation.evaluate --controlnet controlnet --condition depth
     python -m evaluation.evaluate --predictions DIR
+    python -m evaluation.evaluate --check
 
 Protocol: one input view an object, `--samples` samples of it (seed: place in the list + 1000 x sample), views of the
-size of the true ones (64 pixels in `evaluation/toys`; others are resampled by area) on grey 127, v1.2 cameras at
-distance 0.5 / tan(15 degrees) around an object whose bounding sphere has radius 0.5. "tile" scores the six views tiled
-as one picture, as the paper does; "view" is the mean over single views. The mask is what differs from the background;
-saturation is relative to the truth's; consistency is `metrics.hull_consistency`, which needs no truth. Writes
-`results.json`, `results.md` and `views.webp` (rows of input, generated and true views).
+size of the true ones (128 pixels in `evaluation/toys`; others are resampled by area) on grey 127, cameras of the
+held-out views around an object whose bounding sphere has radius 0.5. "tile" scores the six views tiled as one picture,
+as the paper does; "view" is the mean over single views. The mask is the object's (`pictures.foreground`); saturation
+is relative to the truth's; consistency is `metrics.hull_consistency`, which needs no truth; "one step" is the PSNR of
+the tile predicted in one step from t = 999. The standard error of the mean over objects is behind each mean. Writes
+`results.json`, `results.md` and `views.webp` (rows of input, generated and true views). `--check` exits with 1 where a
+bar of `evaluation.bars` is missed.
 """
 
 import argparse
@@ -19,16 +22,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, DDPMScheduler
 from PIL import Image
 from tqdm import tqdm
 
-from generate import ROOT, load_pipeline, tile_size
-from pipeline import load_pictures, split_views
-from training.train import Conditions, Encoder, one_step_psnr
+from pipeline import Cameras, load_pictures, split_views
+from training.loss import Denoiser, Zero123PlusLoss
+from zero123plus import loading
+from zero123plus.pictures import foreground
 
-from . import metrics
-from .heldout import FOLDER, POSES, group_of, intrinsics
+from . import bars, metrics
+from .heldout import FOLDER, SHOWN, cameras_of, group_of
 
 
 def read(path: Path) -> np.ndarray:
@@ -37,17 +40,24 @@ def read(path: Path) -> np.ndarray:
         return np.asarray(load_pictures(picture, str(path))[0], np.float32) / 255
 
 
-def score(tile: np.ndarray, truth: np.ndarray, mask: np.ndarray, clip: metrics.ClipSimilarity | None) -> dict:
+def score(
+    tile: np.ndarray,
+    truth: np.ndarray,
+    mask: np.ndarray,
+    cameras: Cameras,
+    clip: metrics.ClipSimilarity | None = None,
+) -> dict:
     """All measures of one object.
 
     Args:
         tile: shape (H, W, 3).
         truth: likewise.
         mask: true mask, shape (H, W).
+        cameras: of the views.
         clip: to measure CLIP similarity too.
     """
     views, true_views = split_views(tile[None])[0], split_views(truth[None])[0]
-    mask_views = metrics.foreground(views)
+    masks, true_masks = foreground(views), split_views(mask[None, ..., None])[0][..., 0]
     result = {"tile PSNR": metrics.psnr(tile, truth), "tile SSIM": metrics.ssim(tile, truth)}
     result["tile LPIPS"] = metrics.lpips(tile, truth)
     if clip:
@@ -57,9 +67,9 @@ def score(tile: np.ndarray, truth: np.ndarray, mask: np.ndarray, clip: metrics.C
     result["view LPIPS"] = metrics.lpips(np.stack(views), np.stack(true_views))
     if clip:
         result["view CLIP"] = clip(np.stack(views), np.stack(true_views))
-    result["mask IoU"] = metrics.mask_iou(metrics.foreground(tile), mask)
+    result["mask IoU"] = metrics.mask_iou(masks, true_masks)
     result["saturation"] = metrics.saturation(tile, mask) / max(metrics.saturation(truth, mask), 1e-6)
-    result["consistency"] = metrics.hull_consistency(mask_views, POSES, intrinsics(views.shape[1]))
+    result["consistency"] = metrics.hull_consistency(masks, cameras.poses(), cameras.intrinsics(*views.shape[1:3]))
     return result
 
 
@@ -76,7 +86,6 @@ def generate(pipe, folders: list[Path], size: tuple[int, int], options: argparse
         batch = jobs[start : start + options.batch_size]
         result = pipe(
             [Image.open(folders[i] / "input.webp") for _, i in batch],
-            **tile_size(pipe),
             control_image=control_tiles([folders[i] for _, i in batch], options),
             num_inference_steps=options.steps,
             guidance_scale=options.guidance,
@@ -107,28 +116,45 @@ def read_predictions(folder: Path, objects: list[Path], size: tuple[int, int]) -
 
 
 def one_step(pipe, folders: list[Path], options: argparse.Namespace) -> dict:
-    """[`training.train.one_step_psnr`] of the objects."""
+    """The one-step prediction of objects ([`training.loss.Zero123PlusLoss.validate`]), as columns of the table."""
     samples = [
         {
-            "index": i,
             "image": load_pictures(Image.open(path / "input.webp"), "input")[0],
             "tile": torch.from_numpy(read(path / "views.webp")).permute(2, 0, 1) * 2 - 1,
         }
-        for i, path in enumerate(folders)
+        for path in folders
     ]
     for sample, tile in zip(samples, control_tiles(folders, options) or []):
         sample["control"] = torch.from_numpy(np.array(tile)).permute(2, 0, 1) / 127.5 - 1
-    ramp = torch.tensor(pipe.config.ramping_coefficients)
-    model = Conditions(pipe.unet, pipe.vision_encoder, ramp, pipe.controlnet).to(pipe.device)
-    encoder = Encoder(pipe, pipe.device, cache_latents=False)
-    return one_step_psnr(pipe, model, DDPMScheduler.from_config(pipe.scheduler.config), encoder, samples)
+    loss = Zero123PlusLoss(pipe, pipe.device)
+    measured = loss.validate(Denoiser.of(pipe).to(pipe.device), samples)
+    with_, without = measured["psnr_t999_with"], measured["psnr_t999_without"]
+    return {
+        "one step": with_,
+        "one step without": without,
+        "one step gain": with_ - without,
+        "v-loss": measured["validation_loss"],
+    }
 
 
-def markdown(title: str, table: dict[str, dict]) -> str:
-    """A table with a row for each system."""
-    columns = list(next(iter(table.values())))
+def markdown(title: str, table: dict[str, dict], errors: dict[str, dict] | None = None) -> str:
+    """A table with a row for each system; a dash where a system has no such measure.
+
+    Args:
+        title: of the first column.
+        table: by system, its means.
+        errors: by system, their standard errors.
+    """
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+
+    def cell(name: str, column: str) -> str:
+        if column not in table[name]:
+            return "-"
+        error = (errors or {}).get(name, {}).get(column)
+        return f"{table[name][column]:.3f}" + (f" ± {error:.3f}" if error else "")
+
     lines = [f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(f'{row[c]:.3f}' for c in columns)} |" for name, row in table.items()]
+    lines += [f"| {name} | {' | '.join(cell(name, column) for column in columns)} |" for name in table]
     return "\n".join(lines) + "\n"
 
 
@@ -138,96 +164,131 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         description="Score a checkpoint on held-out objects.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", default=str(ROOT), help="folder or Hub name")
+    loading.add_checkpoint_options(add)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--controlnet", help="folder or Hub name of a ControlNet, which sees the objects' true shapes")
     what.add_argument(
         "--predictions", type=Path, help="folder of tiles of any system, scored in place of a checkpoint"
     )
-    add("--condition", default="depth", choices=("depth", "normals"), help="what the ControlNet sees")
+    add("--condition", default="depth", choices=SHOWN, help="what the ControlNet sees")
     add("--heldout", type=Path, default=FOLDER, help="objects, of evaluation.heldout")
     add("--output", type=Path, default=Path("out/evaluation"), help="folder of the results, which are replaced")
-    add("--steps", type=int, default=28)
-    add("--guidance", type=float, default=4.0)
+    add("--steps", type=int, help="denoising steps; the checkpoint's if missing")
+    add("--guidance", type=float, help="guidance scale; the checkpoint's if missing")
+    add("--check", action="store_true", help="exit with 1 where a bar of evaluation.bars is missed")
     add("--samples", type=int, default=1, help="a picture; their scores are averaged")
     add("--clip", help="folder or Hub name of a CLIP model, to measure CLIP similarity too")
     add("--limit", type=int, help="score only the first N objects of each group")
     add("--batch_size", type=int, default=8)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None):
-    """The command line."""
-    o = parse_options(argv)
+def mean_and_error(rows: list[dict]) -> tuple[dict, dict]:
+    """Means of measures over objects, and their standard errors."""
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    means = {name: float(values.mean()) for name, values in columns.items()}
+    errors = {
+        name: float(values.std(ddof=1) / len(values) ** 0.5) for name, values in columns.items() if len(rows) > 1
+    }
+    return means, errors
+
+
+def find_objects(o: argparse.Namespace) -> dict[str, list[Path]]:
+    """The folders of the held-out objects, by group.
+
+    Raises:
+        ValueError: if there are none, or they lack what the ControlNet is to see.
+    """
     groups = {}
     for path in sorted(path.parent for path in o.heldout.glob("*/views.webp")):
         groups.setdefault(group_of(path.name), []).append(path)
-    if not groups:
-        raise SystemExit(f"`--heldout` {o.heldout} has no objects: make them with `python -m evaluation.heldout`.")
     groups = {name: members[: o.limit] for name, members in groups.items()}
+    if not groups:
+        raise ValueError(f"`--heldout` {o.heldout} has no objects: make them with `python -m evaluation.heldout`.")
     everything = [path for members in groups.values() for path in members]
     if o.controlnet and not all((path / f"{o.condition}.webp").exists() for path in everything):
-        raise SystemExit(
+        raise ValueError(
             f"`--heldout` {o.heldout} has no {o.condition}.webp of every object: make them with `python -m"
             " evaluation.heldout`."
         )
+    return groups
+
+
+def evaluate(o: argparse.Namespace) -> bool:
+    """Scores as the options say, and returns whether all bars are met."""
+    groups, cameras = find_objects(o), cameras_of(o.heldout)
+    everything = [path for members in groups.values() for path in members]
     truths = np.stack([read(path / "views.webp") for path in everything])
     masks = np.stack([np.asarray(Image.open(path / "views.webp"))[..., 3] > 127 for path in everything])
     size = truths.shape[1:3]
-    clip = metrics.ClipSimilarity(o.clip, o.device) if o.clip else None
-    results = {}
+    clip = metrics.ClipSimilarity(o.clip, loading.choose_device(o.device)) if o.clip else None
     if o.predictions:
-        try:
-            ours = read_predictions(o.predictions, everything, size)
-        except ValueError as error:
-            raise SystemExit(str(error)) from error
+        ours = read_predictions(o.predictions, everything, size)
     else:
-        pipe = load_pipeline(o.checkpoint, o.device, "float32")
-        if not np.allclose(pipe.camera_poses(), POSES, atol=1e-3):
-            raise SystemExit(f"{o.checkpoint} has other cameras than the held-out views, which are those of v1.2.")
+        pipe = loading.load_from_options(o, "float32")
+        if not loading.same_cameras(pipe.cameras, cameras):
+            raise ValueError(f"The checkpoint has the cameras {pipe.cameras}, but the held-out views {cameras}.")
         if o.controlnet:
-            pipe.add_controlnet(ControlNetModel.from_pretrained(o.controlnet).to(o.device))
+            loading.load_controlnet(pipe, o.controlnet)
         pipe.set_progress_bar_config(disable=True)
         ours = generate(pipe, everything, size, o)
-
-    inputs = np.stack([read(path / "input.webp") for path in everything])
+    inputs = np.stack([read(path / "input.webp").astype(np.float32) for path in everything])
     systems = {
-        "predictions" if o.predictions else "this checkpoint": ours,
+        "predictions" if o.predictions else bars.OURS: ours,
         "copy of the input": np.tile(inputs, (1, 3, 2, 1))[None],
         "nearest training object": np.stack([read(path / "nearest.webp") for path in everything])[None],
         "mean training tile": np.broadcast_to(read(o.heldout / "mean.webp"), truths.shape)[None],
         "true views": truths[None],
     }
-    text = []
+    results, errors = {}, {}
     with tqdm(total=len(everything) * len(systems), unit="object") as bar:
         for group, members in groups.items():
-            table = {}
+            results[group], errors[group] = {}, {}
             for name, samples in systems.items():
                 rows = []
                 for path in members:
                     i = everything.index(path)
-                    rows += [score(tiles[i], truths[i], masks[i], clip) for tiles in samples]
+                    scores = [score(tiles[i], truths[i], masks[i], cameras, clip) for tiles in samples]
+                    rows.append({column: float(np.mean([row[column] for row in scores])) for column in scores[0]})
                     bar.update()
-                table[name] = {column: float(np.mean([row[column] for row in rows])) for column in rows[0]}
-            results[group] = table
-            text.append(markdown(f"{group} ({len(members)})", table))
+                results[group][name], errors[group][name] = mean_and_error(rows)
             if not o.predictions:
-                step = results[group]["one step"] = one_step(pipe, members, o)
-                text.append(
-                    f"One step from t = 999: {step['psnr_t999_with']:.2f} dB with the condition,"
-                    f" {step['psnr_t999_without']:.2f} dB without.\n"
-                )
+                results[group][bars.OURS] |= one_step(pipe, members, o)
+    text = [markdown(f"{name} ({len(groups[name])})", table, errors[name]) for name, table in results.items()]
+    passed = True
+    if not o.predictions:
+        lines, passed = bars.report(results)
+        text.append("\n".join(lines) + "\n")
     print("\n".join(text))
     o.output.mkdir(parents=True, exist_ok=True)
     (o.output / "results.md").write_text("\n".join(text))
-    (o.output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    gap = np.ones((inputs.shape[1], 8, 3))
-    rows = [
-        np.concatenate([a, *split_views(b[None])[0], gap, *split_views(c[None])[0]], axis=1)
-        for a, b, c in zip(inputs, ours[0], truths)
-    ]
-    Image.fromarray(np.round(np.concatenate(rows) * 255).astype(np.uint8)).save(o.output / "views.webp", quality=90)
+    record = {group: {**table, "standard errors": errors[group]} for group, table in results.items()}
+    (o.output / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+    draw(inputs, ours[0], truths).save(o.output / "views.webp", quality=90)
+    return passed
+
+
+def draw(inputs: np.ndarray, tiles: np.ndarray, truths: np.ndarray) -> Image.Image:
+    """A picture with a row for each object: input, generated views, true views."""
+    height = split_views(tiles[:1]).shape[2]
+    gap = np.ones((height, 8, 3))
+    rows = []
+    for image, ours, truth in zip(inputs, tiles, truths):
+        image = Image.fromarray(np.round(image * 255).astype(np.uint8)).resize((height, height), Image.Resampling.BOX)
+        views, true_views = split_views(ours[None])[0], split_views(truth[None])[0]
+        rows.append(np.concatenate([np.asarray(image) / 255, *views, gap, *true_views], axis=1))
+    return Image.fromarray(np.round(np.concatenate(rows) * 255).astype(np.uint8))
+
+
+def main(argv: list[str] | None = None):
+    """The command line."""
+    o = parse_options(argv)
+    try:
+        passed = evaluate(o)
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(" ".join(str(error).split())) from error
+    if o.check and not passed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

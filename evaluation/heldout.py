@@ -1,49 +1,50 @@
 """Makes the fixed list of held-out objects that `evaluation.evaluate` scores, from renders.
 
-    python -m training.render --names evaluation/toys.txt --output data/heldout
+    python -m training.render --names evaluation/toys.txt --size 128 --output data/heldout
     python -m evaluation.heldout --renders data/heldout --train_data data/train
 
 For each object `evaluation/toys/NAME/` gets `input.webp`, `views.webp` (the true tile), both RGBA, `depth.webp` and
 `normals.webp` as a ControlNet sees them, and `nearest.webp` (the tile of the training sample whose input looks most
-alike); `evaluation/toys/mean.webp` is the mean training tile.
+alike). `evaluation/toys/mean.webp` is the mean training tile, and `heldout.json` says the cameras.
 """
 
 import argparse
-import math
+import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from pipeline import camera_intrinsics, camera_poses
-from training.data import (
-    AZIMUTHS,
-    CONDITIONS,
-    load_objects,
-    on_grey,
-    select_depth,
-    select_normals,
-    select_views,
-    to_tile,
-)
+from pipeline import CAMERAS, Cameras
+from training.data import AZIMUTHS, CONDITIONS, TileDataset, index_shards, on_grey, read_object, select_views
+from zero123plus.pictures import to_tile
 
 FOLDER = Path(__file__).parent / "toys"
 UNSEEN = ("teapot", "windmill", "bed")  # kinds that are never trained
-FOV = 30.0  # degrees, of v1.2
-POSES = camera_poses(range(30, 360, 60), [20, -10] * 3, 0.5 / math.tan(math.radians(FOV) / 2))  # of v1.2
-
-
-def intrinsics(size: int) -> np.ndarray:
-    """Of the true views when they have `size` x `size` pixels, shape (3, 3)."""
-    return camera_intrinsics(FOV, size, size)
+SHOWN = ("depth", "normals")  # conditions of which a picture is kept
+THUMBNAIL = 32  # pixels of the edge at which inputs are compared
+TOYS = [line.rpartition("-") for line in (Path(__file__).parent / "toys.txt").read_text().split()]
+KINDS = {kind for kind, _, _ in TOYS}
 
 
 def group_of(name: str) -> str:
-    """The group that an object is reported in: toys are named KIND-SEED."""
-    kind, dash, _ = name.rpartition("-")
-    if not dash:
+    """The group that an object is reported in. Toys are named KIND-SEED."""
+    kind, _, seed = name.rpartition("-")
+    if kind not in KINDS or not seed.isdecimal():
         return "other objects"
     return "kinds never trained" if kind in UNSEEN else "trained kinds, new seeds"
+
+
+def cameras_of(folder: Path) -> Cameras:
+    """The cameras of a folder of held-out objects; those of v1.2 where it does not say them."""
+    path = folder / "heldout.json"
+    return CAMERAS[json.loads(path.read_text())["cameras"] if path.is_file() else "v1.2"]
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """An RGBA input of shape (I, I, 4), small and on grey: float32 of shape (3 * `THUMBNAIL`**2,)."""
+    small = Image.fromarray(on_grey(image)).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return np.asarray(small, np.float32).ravel()
 
 
 def main(argv: list[str] | None = None):
@@ -54,27 +55,42 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--output", type=Path, default=FOLDER, help="default: %(default)s")
     options = parser.parse_args(argv)
 
-    train = load_objects(options.train_data)
-    variants = [(item, k, mirror) for item in train for k in range(AZIMUTHS) for mirror in (False, True)]
-    inputs = np.stack([on_grey(select_views(*variant)[0]).ravel() for variant in variants]).astype(np.float32)
-    lengths = np.square(inputs).sum(1)
+    train, heldout = TileDataset(options.train_data), TileDataset(options.renders)
+    if train.preset != heldout.preset:
+        raise SystemExit(
+            f"{options.train_data} has the cameras of {train.preset}, but {options.renders} those of {heldout.preset}."
+        )
+    thumbnails, total, count = [], 0.0, 0
+    for entry in train.entries:
+        item = read_object(entry)
+        for k in range(AZIMUTHS):
+            for mirror in (False, True):
+                image, views = select_views(item, k, mirror)
+                thumbnails.append(thumbnail(image))
+                if len(thumbnails) % 5 == 1:
+                    total, count = total + on_grey(to_tile(views)).astype(np.float64), count + 1
+    thumbnails = np.stack(thumbnails)
+    lengths = np.square(thumbnails).sum(1)
     options.output.mkdir(parents=True, exist_ok=True)
-    mean = np.mean(
-        [on_grey(to_tile(select_views(*variant)[1])).astype(np.float32) for variant in variants[::5]], axis=0
-    )
-    Image.fromarray(np.round(mean).astype(np.uint8)).save(options.output / "mean.webp", lossless=True)
-    for item in load_objects(options.renders, CONDITIONS["depth"] + CONDITIONS["normals"]):
+    mean = Image.fromarray(np.round(total / count).astype(np.uint8))
+    mean.save(options.output / "mean.webp", lossless=True)
+    passes = sum((CONDITIONS[name].passes for name in SHOWN), ())
+    for entry in index_shards(options.renders, passes):
+        item = read_object(entry)
         folder = options.output / item["name"]
         folder.mkdir(exist_ok=True)
         image, views = select_views(item, 0, False)
         Image.fromarray(image).save(folder / "input.webp", lossless=True)
         Image.fromarray(to_tile(views)).save(folder / "views.webp", lossless=True)
-        for name, select in (("depth", select_depth), ("normals", select_normals)):
-            Image.fromarray(to_tile(select(item, 0, False))).save(folder / f"{name}.webp", lossless=True)
+        for name in SHOWN:
+            shown = to_tile(CONDITIONS[name].sees(item, 0, False))
+            Image.fromarray(shown).save(folder / f"{name}.webp", lossless=True)
         # |a - b|^2 less |a|^2, which is the same for all
-        nearest = np.argmin(lengths - 2 * inputs @ on_grey(image).ravel().astype(np.float32))
-        tile = on_grey(to_tile(select_views(*variants[nearest])[1]))
-        Image.fromarray(tile).save(folder / "nearest.webp", quality=90)
+        nearest = int(np.argmin(lengths - 2 * thumbnails @ thumbnail(image)))
+        place, variant = divmod(nearest, 2 * AZIMUTHS)
+        _, views = select_views(read_object(train.entries[place]), variant // 2, bool(variant % 2))
+        Image.fromarray(on_grey(to_tile(views))).save(folder / "nearest.webp", quality=90)
+    (options.output / "heldout.json").write_text(json.dumps({"cameras": heldout.preset or "v1.2"}) + "\n")
 
 
 if __name__ == "__main__":

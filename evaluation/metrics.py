@@ -6,10 +6,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline import GREY
-
-MASK_THRESHOLD = 24 / 255
-
 
 def psnr(ours: np.ndarray, truth: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB, 100 for equal pictures."""
@@ -22,11 +18,6 @@ def ssim(ours: np.ndarray, truth: np.ndarray) -> float:
 
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
     return float(structural_similarity(ours, truth, channel_axis=-1, **options))
-
-
-def foreground(views: np.ndarray) -> np.ndarray:
-    """Mask of what differs from the grey background, shape (..., H, W) for views of shape (..., H, W, 3)."""
-    return np.abs(views - GREY / 255).max(-1) > MASK_THRESHOLD
 
 
 def mask_iou(ours: np.ndarray, truth: np.ndarray) -> float:
@@ -82,7 +73,7 @@ class ClipSimilarity:
 
 @functools.lru_cache(maxsize=1)
 def grid_pixels(height: int, width: int, poses: bytes, intrinsics: bytes) -> np.ndarray:
-    """The pixel of each view, counted along its rows, that each point of a grid in the sphere of radius 0.5 falls on.
+    """Projects each point of a grid in the sphere of radius 0.5 into each view.
 
     Args:
         height, width: of a view.
@@ -90,7 +81,8 @@ def grid_pixels(height: int, width: int, poses: bytes, intrinsics: bytes) -> np.
         intrinsics: float64 of shape (3, 3), likewise.
 
     Returns:
-        Shape (N, P); `height * width` for a point beside the view.
+        The pixel of each point in each view, counted along the view's rows, shape (N, P); `height * width` for a point
+        beside the view.
     """
     # Half a pixel apart, so that a filled solid leaves no holes between its points
     axis = np.linspace(-0.5, 0.5, 2 * max(height, width))
@@ -107,10 +99,10 @@ def grid_pixels(height: int, width: int, poses: bytes, intrinsics: bytes) -> np.
 
 
 def hull_consistency(masks: np.ndarray, poses: np.ndarray, intrinsics: np.ndarray) -> float:
-    """How well silhouettes agree on one solid: needs no ground truth.
+    """Measures how well silhouettes agree on one solid, without ground truth.
 
-    The visual hull, all points that every mask contains, is seen again from every camera. Where the views are of one
-    solid it fills every mask; where they contradict each other it leaves parts of them empty.
+    The visual hull is the set of all points that every mask contains. It is projected into every view again. If the
+    views show one solid, the hull fills every mask; where they contradict each other, parts of the masks stay empty.
 
     Args:
         masks: booleans of shape (N, H, W).

@@ -1,7 +1,7 @@
 """Normals and alpha mattes of generated views: a ControlNet makes normals of the tile, their length tells the object.
 
     pip install pymatting
-    python examples/normals_and_matte.py examples/images/duck.png -o out/duck --guidance 2
+    python -m examples.normals_and_matte examples/images/duck.png -o out/duck
 
 Writes `tile.png`, `normals.png`, `matte.png` and six RGBA pictures `view_0.png` to `view_5.png`. With `--tile` the
 views are not generated but given; where that tile is transparent, the matte is scored against it. For the public
@@ -10,20 +10,17 @@ checkpoint:
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from generate import load_pipeline, tile_size  # noqa: E402
-from pipeline import load_pictures, split_views  # noqa: E402
+from pipeline import load_pictures, split_views
+from zero123plus import loading
+from zero123plus.pictures import read_picture, to_tile
+from zero123plus.results import put_result
 
 # Lengths of predicted normals: of unit length on the object, zero on the grey background, in between at its edge
 FOREGROUND, BACKGROUND = 0.6, 0.2
@@ -71,41 +68,41 @@ def main(argv: list[str] | None = None):
     parser.add_argument("picture", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True, help="new folder to write to")
     parser.add_argument("--tile", type=Path, help="views to cut out, instead of generated ones")
-    parser.add_argument("--checkpoint", default=str(ROOT), help="default: the one in this repository")
+    loading.add_checkpoint_options(parser.add_argument)
     parser.add_argument(
         "--controlnet",
-        default=str(ROOT / "controlnet_normals"),
-        help="folder or Hub name, of training.train_controlnet; default: that of the checkpoint in this repository",
+        default=str(loading.ROOT / "controlnet_normals"),
+        help="folder, run or Hub name, of training.train_controlnet; the shipped checkpoint's if missing",
     )
     parser.add_argument("--steps", type=int, default=28, help="default: %(default)s")
-    parser.add_argument("--guidance", type=float, default=4.0, help="default: %(default)s; 2 suits the mini")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--guidance", type=float, help="default: the checkpoint's")
     o = parser.parse_args(argv)
     if o.output.exists():
         raise SystemExit(f"{o.output} exists: choose a new --output.")
 
-    pipe = load_pipeline(o.checkpoint, o.device, None)
-    picture = Image.open(o.picture)
+    try:
+        picture = read_picture(o.picture, str(o.picture))
+        truth = read_picture(o.tile, str(o.tile)) if o.tile else None
+        pipe = loading.load_from_options(o)
+    except (OSError, ValueError) as error:
+        raise SystemExit(" ".join(str(error).split())) from error
 
     # 1. The views
-    truth = Image.open(o.tile) if o.tile else None
     if truth:
         tile = load_pictures(truth, "--tile")[0]
     else:
         tile = pipe(
             picture,
-            **tile_size(pipe),
             num_inference_steps=o.steps,
             guidance_scale=o.guidance,
             generator=torch.Generator().manual_seed(0),
         ).images[0]
 
     # 2. Their normals
-    pipe.add_controlnet(ControlNetModel.from_pretrained(o.controlnet, torch_dtype=pipe.unet.dtype).to(o.device))
+    loading.load_controlnet(pipe, o.controlnet)
     normals = pipe(
         picture,
         control_image=tile,
-        **tile_size(pipe),
         num_inference_steps=o.steps,
         guidance_scale=1.0,
         generator=torch.Generator().manual_seed(0),
@@ -116,14 +113,16 @@ def main(argv: list[str] | None = None):
     parts = zip(split_views([tile])[0], split_views([normals])[0])
     views = [cut_out(np.asarray(view), np.asarray(normal)) for view, normal in parts]
 
-    o.output.mkdir(parents=True)
-    tile.save(o.output / "tile.png")
-    normals.save(o.output / "normals.png")
-    for i, view in enumerate(views):
-        Image.fromarray(view).save(o.output / f"view_{i}.png")
-    size = len(views[0])
-    matte = np.stack(views)[..., 3].reshape(3, 2, size, size).swapaxes(1, 2).reshape(3 * size, 2 * size)
-    Image.fromarray(matte).save(o.output / "matte.png")
+    matte = to_tile(np.stack(views)[..., 3:])[..., 0]
+
+    def write(folder: Path):
+        tile.save(folder / "tile.png")
+        normals.save(folder / "normals.png")
+        for i, view in enumerate(views):
+            Image.fromarray(view).save(folder / f"view_{i}.png")
+        Image.fromarray(matte).save(folder / "matte.png")
+
+    put_result(write, str(o.output.absolute().parent), o.output.name)
     if truth and truth.mode == "RGBA":
         ours, true = matte > 127, np.asarray(truth)[..., 3] > 127
         print(f"mask IoU {(ours & true).sum() / max(1, (ours | true).sum()):.3f}")

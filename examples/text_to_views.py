@@ -1,7 +1,7 @@
 """From a text to six views: a text-to-image pipeline makes the picture, its background is removed, Zero123++ turns it.
 
     pip install "rembg[cpu]"
-    python examples/text_to_views.py "a wooden toy robot" -o out/robot --checkpoint sudo-ai/zero123plus-v1.2
+    python -m examples.text_to_views "a wooden toy robot" -o out/robot --checkpoint sudo-ai/zero123plus-v1.2
 
 Writes `picture.png`, `input.png` (cut out and centred), and tile, views and cameras like generate.py. One model is in
 memory at a time.
@@ -9,18 +9,15 @@ memory at a time.
 
 import argparse
 import gc
-import sys
 from pathlib import Path
 
 import torch
 from diffusers import AutoPipelineForText2Image
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from generate import load_pipeline, tile_size, write_result  # noqa: E402
-from prepare import recentre, remove_background  # noqa: E402
+from zero123plus import loading
+from zero123plus.pictures import recentre, remove_background
+from zero123plus.results import put_result, write_result
 
 SUFFIX = ", single object, whole, centred, plain white background"  # what background removal and Zero123++ want
 
@@ -43,7 +40,7 @@ def text_to_picture(text: str, model: str, device: str, dtype: torch.dtype, seed
         seed: of its noise.
         steps: of its denoising.
     """
-    pipe = AutoPipelineForText2Image.from_pretrained(model, torch_dtype=dtype).to(device)
+    pipe = AutoPipelineForText2Image.from_pretrained(model, dtype=dtype).to(device)
     return pipe(text, num_inference_steps=steps, generator=torch.Generator().manual_seed(seed)).images[0]
 
 
@@ -55,17 +52,20 @@ def main(argv: list[str] | None = None):
     parser.add_argument(
         "--text-model", default="stabilityai/stable-diffusion-xl-base-1.0", help="default: %(default)s"
     )
-    parser.add_argument("--checkpoint", help="of Zero123++ (default: the one in this repository)")
+    loading.add_checkpoint_options(parser.add_argument)
     parser.add_argument("--keep-background", action="store_true", help="do not cut the object out")
     parser.add_argument("--foreground-ratio", type=float, default=0.85, help="default: %(default)s")
     parser.add_argument("--text-steps", type=int, default=30, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=28, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, help="default: the checkpoint's")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     o = parser.parse_args(argv)
     if o.output.exists():
         raise SystemExit(f"{o.output} exists: choose a new --output.")
-    dtype = torch.float16 if o.device.startswith("cuda") else torch.float32
+    try:
+        o.device = loading.choose_device(o.device)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    dtype = loading.choose_dtype(o.device)
 
     # 1. Text to picture
     picture = text_to_picture(o.text + SUFFIX, o.text_model, o.device, dtype, o.seed, o.text_steps)
@@ -78,13 +78,15 @@ def main(argv: list[str] | None = None):
         raise SystemExit(str(error)) from error
 
     # 3. Picture to views
-    pipe = load_pipeline(o.checkpoint, o.device, None)
-    generator = torch.Generator().manual_seed(o.seed)
-    result = pipe(cut, **tile_size(pipe), num_inference_steps=o.steps, generator=generator)
-    o.output.mkdir(parents=True)
-    picture.save(o.output / "picture.png")
-    cut.save(o.output / "input.png")
-    write_result(o.output, pipe, result.images[0], result.views[0], exports=[])
+    pipe = loading.load_from_options(o)
+    result = pipe(cut, num_inference_steps=o.steps, generator=torch.Generator().manual_seed(o.seed))
+
+    def write(folder: Path):
+        picture.save(folder / "picture.png")
+        cut.save(folder / "input.png")
+        write_result(folder, pipe, result.images[0], result.views[0])
+
+    put_result(write, str(o.output.absolute().parent), o.output.name)
 
 
 if __name__ == "__main__":

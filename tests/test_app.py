@@ -25,7 +25,7 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 import app  # noqa: E402
-from generate import load_pipeline  # noqa: E402
+from zero123plus.loading import load_pipeline  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -95,7 +95,7 @@ def test_upload_to_result(browser, tmp_path):
     assert not sources(browser, "#turntable")
     (turntable,) = wait(browser, lambda: sources(browser, "#turntable"))
     tile = PIL.Image.open(io.BytesIO(fetch(sources(browser, "#tile")[0])))
-    assert tile.size == (128, 192) and sources(browser, "#tile") != forming
+    assert tile.size == (256, 384) and sources(browser, "#tile") != forming
     assert PIL.Image.open(io.BytesIO(fetch(turntable))).n_frames == 6
     assert len(wait(browser, lambda: sources(browser, "#views"))) >= 6
     browser.find_element(By.ID, "archive").click()

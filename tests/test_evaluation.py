@@ -6,9 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import POSES, intrinsics, silhouettes
 from PIL import Image
 
-from evaluation import evaluate, heldout, metrics
+from evaluation import evaluate, metrics
+from zero123plus.pictures import foreground
 
 
 def picture(seed):
@@ -25,8 +27,8 @@ def test_masks():
     views[:2, :, 0] = 0.9
     truth = np.zeros((4, 4), bool)
     truth[0] = True
-    assert metrics.foreground(views).sum() == 8
-    assert metrics.mask_iou(metrics.foreground(views), truth) == 0.5
+    assert foreground(views).sum() == 8
+    assert metrics.mask_iou(foreground(views), truth) == 0.5
     assert metrics.mask_iou(~truth & truth, ~truth & truth) == 1
 
 
@@ -84,40 +86,27 @@ def test_clip_similarity(pipe, tmp_path):
     assert similarity(picture(0), np.zeros((64, 64, 3))) < 0.999
 
 
-def silhouettes(centre, size=32):
-    """True masks of a ball of radius 0.2 at `centre`, by the distance of each pixel's ray from it."""
-    rows, columns = np.mgrid[:size, :size] + 0.5
-    pixels = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ np.linalg.inv(heldout.intrinsics(size)).T
-    masks = []
-    for pose in heldout.POSES:
-        rays = pixels * (1, -1, -1) @ pose[:3, :3].T
-        rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
-        offset = np.asarray(centre) - pose[:3, 3]
-        masks.append(np.linalg.norm(np.cross(rays, offset), axis=-1) < 0.2)
-    return np.stack(masks)
-
-
 def test_hull_consistency():
     """Silhouettes of one solid agree; those of one ball here and of another there do not."""
-    intrinsics = heldout.intrinsics(32)
+    camera = intrinsics(32)
     here, there = silhouettes((0.2, 0, 0)), silhouettes((-0.2, 0, 0))
-    assert metrics.hull_consistency(here, heldout.POSES, intrinsics) > 0.9
+    assert metrics.hull_consistency(here, POSES, camera) > 0.9
     mixed = np.concatenate([here[:3], there[3:]])
-    assert metrics.hull_consistency(mixed, heldout.POSES, intrinsics) < 0.3
-    assert metrics.hull_consistency(np.zeros_like(here), heldout.POSES, intrinsics) == 0
+    assert metrics.hull_consistency(mixed, POSES, camera) < 0.3
+    assert metrics.hull_consistency(np.zeros_like(here), POSES, camera) == 0
 
 
 def test_hull_consistency_equals_a_plain_count():
     """Point by point: in the hull is what every mask contains, filled is each pixel that a point of it falls on."""
     size, rng = 8, np.random.default_rng(0)
-    masks, intrinsics = rng.random((6, size, size)) < 0.9, heldout.intrinsics(size)
+    masks, camera = rng.random((6, size, size)) < 0.9, intrinsics(size)
     axis, filled = np.linspace(-0.5, 0.5, 2 * size), set()
     for point in np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3):
         if point @ point > 0.25:
             continue
         seen = []
-        for view, pose in enumerate(heldout.POSES):
-            x, y, z = intrinsics @ (np.linalg.inv(pose)[:3] @ [*point, 1] * [1, -1, -1])
+        for view, pose in enumerate(POSES):
+            x, y, z = camera @ (np.linalg.inv(pose)[:3] @ [*point, 1] * [1, -1, -1])
             row, column = math.floor(y / z), math.floor(x / z)
             if 0 <= row < size and 0 <= column < size and masks[view, row, column]:
                 seen.append((view, row, column))
@@ -125,7 +114,7 @@ def test_hull_consistency_equals_a_plain_count():
             filled |= set(seen)
     expected = len(filled) / masks.sum()
     assert 0.1 < expected < 0.9
-    assert metrics.hull_consistency(masks, heldout.POSES, intrinsics) == pytest.approx(expected)
+    assert metrics.hull_consistency(masks, POSES, camera) == pytest.approx(expected)
 
 
 @pytest.fixture
@@ -157,7 +146,7 @@ def test_predictions_are_scored(objects, tmp_path, capsys):
     truth = Image.open(objects / "ball-1" / "views.webp")
     truth.resize((256, 384), Image.Resampling.NEAREST).save(tmp_path / "predictions" / "ball-1.png")
     evaluate.main(arguments)
-    table = json.loads((tmp_path / "out" / "results.json").read_text())["trained kinds, new seeds"]
+    table = json.loads((tmp_path / "out" / "results.json").read_text())["other objects"]
     assert table["predictions"]["mask IoU"] == 1 and table["predictions"]["tile PSNR"] > 40
     assert table["copy of the input"]["view SSIM"] > 0.9 > table["mean training tile"]["view SSIM"]
     assert math.isclose(table["predictions"]["tile LPIPS"], 0, abs_tol=1e-3)
@@ -179,7 +168,7 @@ def test_controlnet_sees_the_true_depth(objects, pipe, tmp_path):
     def score(output):
         arguments = ["--heldout", objects, "--checkpoint", tmp_path / "pipe", "--controlnet", tmp_path / "controlnet"]
         evaluate.main([str(part) for part in [*arguments, "--steps", 1, "--output", tmp_path / output]])
-        return json.loads((tmp_path / output / "results.json").read_text())["trained kinds, new seeds"]
+        return json.loads((tmp_path / output / "results.json").read_text())["other objects"]
 
     with pytest.raises(SystemExit, match="no depth.webp"):
         score("missing")
@@ -189,4 +178,4 @@ def test_controlnet_sees_the_true_depth(objects, pipe, tmp_path):
         tables.append(score(colour))
     one, other = tables
     assert one["this checkpoint"]["tile PSNR"] != other["this checkpoint"]["tile PSNR"]
-    assert one["one step"]["psnr_t999_with"] != other["one step"]["psnr_t999_with"]
+    assert one["this checkpoint"]["one step"] != other["this checkpoint"]["one step"]

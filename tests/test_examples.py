@@ -1,7 +1,6 @@
 """The example scripts, at small size."""
 
-import importlib.util
-from pathlib import Path
+import importlib
 
 import numpy as np
 import PIL.Image
@@ -9,20 +8,14 @@ import pytest
 from conftest import noise_picture
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 def load(name):
     """The script `examples/NAME.py` as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"examples.{name}")
 
 
 @pytest.fixture
 def checkpoint(pipe, tmp_path):
-    pipe.unet.register_to_config(sample_size=[6, 4])
     pipe.save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
@@ -99,7 +92,7 @@ def test_depth_control(pipe, checkpoint, tmp_path):
     """A ball from a file: nearest in the middle of a view, and transparent around it."""
     bpy = pytest.importorskip("bpy", reason="bpy is built for Python 3.11 only")
     script = load("depth_control")
-    script.render.reset_scene(1)
+    script.blender.reset_scene(1)
     bpy.ops.mesh.primitive_uv_sphere_add()
     bpy.ops.export_scene.gltf(filepath=str(tmp_path / "ball.glb"), export_format="GLB")
     pipe.add_controlnet().save_pretrained(tmp_path / "depth")

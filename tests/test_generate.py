@@ -13,13 +13,11 @@ import pytest
 from conftest import noise_picture
 
 import generate
-import prepare
-import preview
+from zero123plus import loading, pictures, preview, results
 
 
 @pytest.fixture
 def command(pipe, tmp_path):
-    pipe.unet.register_to_config(sample_size=[6, 4])
     pipe.save_pretrained(tmp_path / "checkpoint")
     noise_picture(0).save(tmp_path / "toy.png")
 
@@ -49,11 +47,17 @@ def test_writes_tile_views_and_cameras(command, tmp_path, capsys):
 def test_never_overwrites_unasked(command, tmp_path, capsys):
     (tmp_path / "out" / "toy").mkdir(parents=True)
     (tmp_path / "out" / "toy" / "mine.txt").write_text("precious")
+    for options in ([], ["--overwrite"], ["--resume"]):
+        assert command(tmp_path / "toy.png", *options) == 2
+        assert "exists and is no result" in capsys.readouterr().err
+    (tmp_path / "out" / "toy").rename(tmp_path / "mine")
+    assert command(tmp_path / "toy.png") == 0
     assert command(tmp_path / "toy.png") == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert (tmp_path / "out" / "toy" / "mine.txt").read_text() == "precious"
+    (tmp_path / "out" / "toy" / "mine.txt").write_text("precious")
     assert command(tmp_path / "toy.png", "--overwrite") == 0
-    assert (tmp_path / "out" / "toy" / "tile.png").exists()
+    assert (tmp_path / "out" / "toy" / "mine.txt").read_text() == "precious"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["toy"]
 
 
 @pytest.mark.parametrize("content", [b"no picture", b"", None], ids=["text", "empty", "missing"])
@@ -64,7 +68,7 @@ def test_bad_input_is_one_line_and_code_2(command, tmp_path, capsys, content):
         path.write_bytes(content)
     assert command(tmp_path / "toy.png", path) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("generate.py")]
-    assert len(lines) == 1 and "bad.png cannot be read" in lines[0]
+    assert len(lines) == 2 and "on cpu, float32" in lines[0] and "bad.png cannot be read" in lines[1]
     assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["toy"]
 
 
@@ -117,7 +121,7 @@ def test_ray_makes_what_one_machine_makes(command, ray_cluster, tmp_path):
     (tmp_path / "photos").mkdir()
     for i in range(6):
         noise_picture(i).save(tmp_path / "photos" / f"{i}.png")
-    job = [sys.executable, generate.ROOT / "generate.py", tmp_path / "photos", "-o", tmp_path / "ray"]
+    job = [sys.executable, loading.ROOT / "generate.py", tmp_path / "photos", "-o", tmp_path / "ray"]
     job += [
         "--checkpoint",
         tmp_path / "checkpoint",
@@ -145,9 +149,16 @@ def test_ray_makes_what_one_machine_makes(command, ray_cluster, tmp_path):
 
 def test_preview_forms_and_goes(command, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(generate, "write_picture", lambda picture, url: seen.append((picture.size, url)))
+    write = results.PreviewFile.write
+
+    def look(self, picture):
+        write(self, picture)
+        with PIL.Image.open(tmp_path / "out" / "toy.preview.png") as written:
+            seen.append(written.size)
+
+    monkeypatch.setattr(results.PreviewFile, "write", look)
     assert command(tmp_path / "toy.png", "--preview") == 0
-    assert seen == [((32, 48), str(tmp_path / "out" / "toy.preview.png"))]
+    assert seen == [(32, 48)] and [path.name for path in (tmp_path / "out").iterdir()] == ["toy"]
 
 
 def test_preview_without_the_vae(pipe, run, monkeypatch):
@@ -171,19 +182,19 @@ def test_foreground_ratio_wants_transparency(command, tmp_path, capsys):
 def test_recentre():
     picture = PIL.Image.new("RGBA", (40, 30))
     picture.paste((200, 0, 0, 255), (2, 3, 22, 13))  # 20 x 10 pixels
-    square = prepare.recentre(picture, 0.8)
+    square = pictures.recentre(picture, 0.8)
     assert square.size == (25, 25)
     assert PIL.Image.fromarray(np.asarray(square)[..., 3]).getbbox() == (2, 7, 22, 17)
     with pytest.raises(ValueError, match="`foreground_ratio` is 2"):
-        prepare.recentre(picture, 2)
+        pictures.recentre(picture, 2)
     with pytest.raises(ValueError, match="transparent everywhere"):
-        prepare.recentre(PIL.Image.new("RGBA", (4, 4), (0, 0, 0, 0)), 0.5)
+        pictures.recentre(PIL.Image.new("RGBA", (4, 4), (0, 0, 0, 0)), 0.5)
 
 
 def test_transparent_pictures_keep_their_own_matte():
     """No model is asked for."""
     picture = PIL.Image.new("RGBA", (4, 4), (9, 9, 9, 0))
-    assert prepare.remove_background(picture).getpixel((0, 0)) == (9, 9, 9, 0)
+    assert pictures.remove_background(picture).getpixel((0, 0)) == (9, 9, 9, 0)
 
 
 @pytest.mark.slow
@@ -203,16 +214,16 @@ def test_rembg_removes_the_background(command, tmp_path, monkeypatch):
     onnx.save(model, tmp_path / "u2net.onnx")
     monkeypatch.setenv("U2NET_HOME", str(tmp_path))
     monkeypatch.setenv("MODEL_CHECKSUM_DISABLED", "1")
-    prepare.rembg_session.cache_clear()
+    pictures.rembg_session.cache_clear()
 
     picture = PIL.Image.new("RGB", (80, 60), "white")
     picture.paste((120, 0, 0), (20, 10, 50, 40))
-    alpha = np.asarray(prepare.remove_background(picture))[..., 3]
+    alpha = np.asarray(pictures.remove_background(picture))[..., 3]
     assert alpha[25, 35] > 220 and alpha[:5].max() < 5 and alpha[:, 60:].max() < 5
-    assert prepare.rembg_session() is prepare.rembg_session()
+    assert pictures.rembg_session() is pictures.rembg_session()
     picture.save(tmp_path / "toy.png")
     assert command(tmp_path / "toy.png", "--remove-background", "--foreground-ratio", 0.8) == 0
-    prepare.rembg_session.cache_clear()
+    pictures.rembg_session.cache_clear()
 
 
 @pytest.mark.slow
@@ -220,7 +231,7 @@ def test_rembg_without_its_model_is_one_line(command, tmp_path, monkeypatch, cap
     pytest.importorskip("rembg")
     monkeypatch.setenv("U2NET_HOME", str(tmp_path / "nothing"))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # as without a network
-    prepare.rembg_session.cache_clear()
+    pictures.rembg_session.cache_clear()
     PIL.Image.new("RGB", (40, 40), "white").save(tmp_path / "toy.png")
     assert command(tmp_path / "toy.png", "--remove-background") == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("generate.py: ")]

@@ -6,7 +6,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate.hooks import ModelHook, add_hook_to_module
 from conftest import TILE, assert_differ, assert_same, noise_picture, seeded
 from diffusers import (
     ControlNetModel,
@@ -78,8 +77,8 @@ def test_prompt_each_and_images_per_prompt(pipe, run):
 
 
 def test_prompt_embeds_stand_for_the_prompt(pipe, picture, run):
-    embeds = pipe.encode_prompt(["a mug"], pipe.device).detach()
-    negative = pipe.encode_prompt(["bad"], pipe.device).detach()
+    embeds = pipe.encode_prompt("a mug", pipe.device)[0].detach()
+    negative = pipe.encode_prompt("bad", pipe.device)[0].detach()
     ours = run(pipe, picture, prompt_embeds=embeds, negative_prompt_embeds=negative)
     assert_same(ours, run(pipe, picture, prompt="a mug", negative_prompt="bad"))
 
@@ -209,7 +208,7 @@ def test_guidance_interval(pipe, picture, run, interval):
 
     run(pipe, picture, callback_on_step_end=callback, **interval)
     first_is_guided = "guidance_end" in interval
-    run(pipe, picture, guidance_scale=4.0 if first_is_guided else 1.0, callback_on_step_end=callback)
+    run(pipe, picture, guidance_scale=None if first_is_guided else 1.0, callback_on_step_end=callback)
     assert_same(seen[0], seen[2])
     assert_differ(seen[1], seen[3])
 
@@ -230,62 +229,6 @@ def test_reference_interval(pipe, run):
     assert writes == ["write", "read", "read", "write", "read", "read"]
     handle.remove()
     assert_differ(fewer, run(pipe, pictures, num_inference_steps=5))
-
-
-class TestDeepCache:
-    @pytest.fixture
-    def calls(self, pipe):
-        """Counts how often the first and the last resnet run."""
-        counts = {"first": 0, "last": 0}
-
-        def count(name):
-            return lambda *args: counts.update({name: counts[name] + 1})
-
-        pipe.unet.down_blocks[0].resnets[0].register_forward_hook(count("first"))
-        pipe.unet.up_blocks[-1].resnets[-1].register_forward_hook(count("last"))
-        return counts
-
-    def test_between_only_the_last_layers_run(self, pipe, calls, run):
-        pictures = [noise_picture(0), noise_picture(1)]
-        fewer = run(pipe, pictures, num_inference_steps=5, deep_cache_interval=2)
-        assert calls == {"first": 6, "last": 10}  # both passes
-        exact = run(pipe, pictures, num_inference_steps=5)
-        assert 1e-3 < (fewer - exact).norm() / exact.norm() < 0.5
-        assert not pipe.unet.up_blocks[-1].attentions[-2]._forward_hooks
-
-    def test_equals_the_whole_unet_on_the_same_input(self, pipe):
-        """The last layers alone return what all do, where what they stand on is not old."""
-        states, kwargs = torch.randn(2, 16, 128), {"reference": pipeline.ReferenceCache(), "reference_mode": "write"}
-        pipeline.install_reference_attention(pipe.unet)
-        shallow, sample = pipeline.shallow_unet(pipe.unet), torch.randn(2, 4, 6, 4)
-        with (
-            pipe.unet.up_blocks[-1].attentions[-2].register_forward_hook(pipeline.DeepFeatures.keep, with_kwargs=True)
-        ):
-            whole = pipe.unet(sample, 7, states, cross_attention_kwargs=kwargs).sample
-        assert_same(shallow(sample, 7, states, cross_attention_kwargs=kwargs).sample, whole)
-
-    def test_with_other_intervals_and_a_controlnet(self, pipe, run, calls):
-        torch.manual_seed(1)
-        controlnet = ControlNetModel.from_unet(pipe.unet)
-        for block in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
-            torch.nn.init.normal_(block.weight, std=0.1)
-        pipe.add_controlnet(controlnet)
-        seen = []
-        controlnet.register_forward_hook(lambda *args: seen.append(1))
-        options = {"num_inference_steps": 6, "reference_interval": 2, "deep_cache_interval": 3, "guidance_end": 0.5}
-        tile = noise_picture(9, (32, 48))
-        result = run(pipe, noise_picture(), control_image=tile, control_guidance_start=0.3, **options)
-        # Whole at steps 0 and 3, where guidance ends; the reference at 0, 2, 3 and 4; control from step 2 on
-        assert result.isfinite().all() and calls == {"first": 4, "last": 10} and len(seen) == 2
-
-    @pytest.mark.parametrize("kind", ("compiled", "hooked"))
-    def test_compiled_or_hooked_is_refused(self, pipe, picture, run, kind):
-        if kind == "compiled":
-            pipe.unet = torch.compile(pipe.unet)
-        else:
-            add_hook_to_module(pipe.unet, ModelHook())  # as offloading does
-        with pytest.raises(ValueError, match="compiled or has hooks"):
-            run(pipe, picture, deep_cache_interval=2)
 
 
 def test_guidance_rescale(pipe, picture, run):

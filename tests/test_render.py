@@ -15,12 +15,12 @@ from PIL import Image
 
 bpy = pytest.importorskip("bpy", reason="bpy is built for Python 3.11 only")
 
-import test_export as export_tests  # noqa: E402
+import helpers  # noqa: E402
 
-import export  # noqa: E402
-from pipeline import camera_intrinsics, camera_poses, load_pictures  # noqa: E402
-from training import render, toys  # noqa: E402
+from pipeline import CAMERAS, load_pictures  # noqa: E402
+from training import blender, render, toys  # noqa: E402
 from training.data import load_objects  # noqa: E402
+from zero123plus.exports import EXPORTS  # noqa: E402
 
 
 def points(thing):
@@ -30,7 +30,7 @@ def points(thing):
 def test_every_kind_is_built_and_depends_on_its_seed_alone():
     assert len(toys.KINDS) >= 20 and not set(toys.KINDS) & set(toys.UNSEEN_KINDS)
     for kind in toys.KINDS | toys.UNSEEN_KINDS:
-        render.reset_scene(1)
+        blender.reset_scene(1)
         first, again, other = (points(toys.build(kind, seed)) for seed in (1, 1, 2))
         assert len(first) > 100
         np.testing.assert_allclose(first, again, atol=1e-6)  # Blender itself sums in the order of addresses
@@ -40,13 +40,13 @@ def test_every_kind_is_built_and_depends_on_its_seed_alone():
 
 
 def test_normalise_fits_the_sphere():
-    render.reset_scene(1)
+    blender.reset_scene(1)
     with pytest.raises(ValueError, match="no extent"):
-        render.normalise()
+        blender.normalise()
     toy = toys.build("car", 3)
     toy.location = (3, 4, 5)
     bpy.context.view_layer.update()
-    render.normalise()
+    blender.normalise()
     matrix = np.array(toy.matrix_world)
     world = points(toy) @ matrix[:3, :3].T + matrix[:3, 3]
     np.testing.assert_allclose(world.min(0) + world.max(0), 0, atol=1e-5)
@@ -55,7 +55,7 @@ def test_normalise_fits_the_sphere():
 
 def test_normalise_moves_parents_and_counts_modifiers():
     """A cube under an empty, doubled by an array modifier, both animated away from where they stand."""
-    render.reset_scene(1)
+    blender.reset_scene(1)
     bpy.ops.mesh.primitive_cube_add(location=(5, 0, 0))
     cube, empty = bpy.context.object, bpy.data.objects.new("empty", None)
     bpy.context.collection.objects.link(empty)
@@ -64,17 +64,17 @@ def test_normalise_moves_parents_and_counts_modifiers():
     empty.location = (0, 7, 0)
     empty.keyframe_insert("location", frame=1)
     bpy.context.scene.frame_set(1)
-    render.normalise()
+    blender.normalise()
     bpy.context.scene.frame_set(1)
     matrix = np.array(cube.matrix_world)
     assert matrix[0, 0] == pytest.approx(0.5 / np.sqrt(6))
     assert (matrix @ [1, 0, 0, 1])[:3] == pytest.approx([0, 0, 0], abs=1e-5)
 
 
-@pytest.mark.parametrize("preset", render.CAMERAS)
+@pytest.mark.parametrize("preset", CAMERAS)
 def test_exported_views_carve_out_the_mesh(preset, tmp_path):
     """True renders of an egg that differs along every half-axis, so that no flip or turn goes unseen."""
-    render.reset_scene(1)
+    blender.reset_scene(1)
     bpy.ops.mesh.primitive_uv_sphere_add(segments=48, ring_count=24)
     egg = bpy.context.object
     for vertex in egg.data.vertices:
@@ -84,22 +84,21 @@ def test_exported_views_carve_out_the_mesh(preset, tmp_path):
     material.use_nodes = True
     material.node_tree.nodes["Principled BSDF"].inputs["Base Color"].default_value = (0.8, 0, 0, 1)
     egg.data.materials.append(material)
-    render.normalise()
-    render.light(render.hdri_paths()[0], 0, 1)
-    cameras = render.tile_cameras(preset)
-    views = [render.render_view(camera, export_tests.SIZE, str(tmp_path))["rgba"] for camera in cameras]
+    blender.normalise()
+    blender.light(blender.hdri_paths()[0], 0, 1)
+    cameras = blender.tile_cameras(CAMERAS[preset])
+    views = [blender.render_view(camera, helpers.SIZE, str(tmp_path))["rgba"] for camera in cameras]
     views = load_pictures([Image.fromarray(view) for view in views], "views")
-    azimuths, elevations = ([camera[name] for camera in cameras] for name in ("azimuth", "elevation"))
-    poses = camera_poses(azimuths, elevations, cameras[0]["distance"])
-    intrinsics = camera_intrinsics(cameras[0]["fov"], export_tests.SIZE, export_tests.SIZE)
+    poses = CAMERAS[preset].poses()
+    intrinsics = CAMERAS[preset].intrinsics(helpers.SIZE, helpers.SIZE)
 
     matrix = np.array(egg.matrix_world)
     centres = np.array([face.center[:] for face in egg.data.polygons]) @ matrix[:3, :3].T + matrix[:3, 3]
     normals = np.array([face.normal[:] for face in egg.data.polygons])
-    for form, read in export_tests.READERS.items():
-        export.write(form, tmp_path / form, views, poses, intrinsics)
+    for form, read in helpers.READERS.items():
+        EXPORTS[form](tmp_path / form, views, poses, intrinsics)
         frames, focal, centre = read(tmp_path / form)
-        iou = export_tests.hull_iou(
+        iou = helpers.hull_iou(
             frames, focal, centre, lambda points: (points @ normals.T < (centres * normals).sum(1)).all(1)
         )
         assert iou > 0.8, form
@@ -113,10 +112,10 @@ def arguments(folder, *more):
 def meshes(tmp_path_factory):
     """A folder with a cube of edge 1 as .obj, a sphere as .glb and a file that is no mesh."""
     folder = tmp_path_factory.mktemp("meshes")
-    render.reset_scene(1)
+    blender.reset_scene(1)
     bpy.ops.mesh.primitive_cube_add(size=1)
     bpy.ops.wm.obj_export(filepath=str(folder / "cube.obj"))
-    render.reset_scene(1)
+    blender.reset_scene(1)
     bpy.ops.mesh.primitive_uv_sphere_add()
     bpy.ops.export_scene.gltf(filepath=str(folder / "ball.glb"), export_format="GLB")
     (folder / "broken.glb").write_bytes(b"glTF, but not really")
@@ -148,7 +147,7 @@ def test_depth_and_normals_are_those_of_a_ball(rendered):
         for name in ("depth", "normal")
     )
     normal = normal / 127.5 - 1
-    assert depth[16, 16] / render.DEPTH_UNITS == pytest.approx(camera["distance"] - 0.5, abs=0.02)
+    assert depth[16, 16] / blender.DEPTH_UNITS == pytest.approx(camera["distance"] - 0.5, abs=0.02)
     assert depth[0, 0] == 65535
     assert normal[16, 16] == pytest.approx([0, 0, 1], abs=0.15)
     assert normal[16, 28][0] > 0.5 and normal[4, 16][1] > 0.5  # to the right, up
@@ -184,7 +183,7 @@ def test_ray_renders_what_one_machine_renders(ray_cluster, meshes, rendered, tmp
 
 def test_a_time_limit_and_a_dry_run(meshes, tmp_path, capsys):
     render.main(arguments(tmp_path / "data", "--objects", meshes, "--dry-run"))
-    assert "3 of 3 objects in 1 of 1 shards" in capsys.readouterr().out and not (tmp_path / "data").exists()
+    assert "3 of 3 objects in 1 shards" in capsys.readouterr().out and not (tmp_path / "data").exists()
     (tmp_path / "names.txt").write_text("lamp-1\n")
     render.main(arguments(tmp_path / "data", "--names", tmp_path / "names.txt", "--minutes", 0.001))
     (failure,) = [json.loads(line) for line in (tmp_path / "data" / "failures.jsonl").read_text().splitlines()]
@@ -192,7 +191,7 @@ def test_a_time_limit_and_a_dry_run(meshes, tmp_path, capsys):
 
 
 def test_cameras_of_version_1_1():
-    inputs, targets = render.choose_cameras(random.Random(0), "v1.1")
+    inputs, targets = blender.choose_cameras(random.Random(0), "v1.1")
     assert {camera["elevation"] for camera in targets} == {30, -20}
     assert targets[0]["azimuth"] - inputs[0]["azimuth"] == pytest.approx(30)
     assert targets[0]["distance"] == pytest.approx(0.5 * 35 / 16)

@@ -1,23 +1,25 @@
 """Reads the shards of `training.render` and makes training samples of them."""
 
+import hashlib
 import io
 import json
 import logging
 import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from pipeline import COLUMNS, GREY, ROWS
+from pipeline import GREY
+from zero123plus.pictures import depth_picture, to_tile
 
 logger = logging.getLogger(__name__)
 
 AZIMUTHS = 6
 MEMBERS = ("inputs.webp", "targets.webp", "json")
-# What a ControlNet sees, and the passes that its samples need beside `MEMBERS`; of "rgb" it makes normals
-CONDITIONS = {"depth": ("targets.depth.png",), "normals": ("targets.normal.png",), "rgb": ("targets.normal.png",)}
 MAX_CORRUPT = 100  # samples in a row
 
 
@@ -41,19 +43,65 @@ def index_shards(folder: Path, passes: tuple[str, ...] = ()) -> list[dict]:
         )
     entries = {}
     for shard in shards:
-        with tarfile.open(shard) as archive:
-            for member in archive:
-                key, _, kind = member.name.partition(".")
-                entry = entries.setdefault((shard, key), {"shard": shard, "members": {}})
-                if kind in (*MEMBERS, *passes):
-                    entry["members"][kind] = member.offset_data, member.size
+        try:
+            with tarfile.open(shard) as archive:
+                for member in archive:
+                    key, _, kind = member.name.partition(".")
+                    entry = entries.setdefault((shard, key), {"shard": shard, "members": {}})
+                    if kind in (*MEMBERS, *passes):
+                        entry["members"][kind] = member.offset_data, member.size
+        except (tarfile.TarError, OSError) as error:
+            # What stands in front of the damage can be read, but for the sample that it cuts through
+            damaged = [key for key in entries if key[0] == shard][-1:]
+            for key in damaged:
+                del entries[key]
+            logger.warning("%s is damaged (%s): what follows the damage is left out.", shard, error)
     for (shard, key), entry in entries.items():
         missing = [kind for kind in (*MEMBERS, *passes) if kind not in entry["members"]]
         if missing:
             raise ValueError(
                 f"Sample {key} of {shard} has no {', '.join(missing)}: it is no shard of training.render."
             )
+    if not entries:
+        raise ValueError(f"{folder} has no sample that can be read: render again.")
     return list(entries.values())
+
+
+def read_member(entry: dict, kind: str) -> bytes:
+    """Reads one member of an entry of [`index_shards`]."""
+    offset, size = entry["members"][kind]
+    with open(entry["shard"], "rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def check_shards(entries: list[dict]) -> str | None:
+    """Checks that all shards have views of one size and of one camera preset, by the first sample of each.
+
+    Args:
+        entries: of [`index_shards`].
+
+    Returns:
+        The key in `pipeline.CAMERAS` of their targets; None where they do not say it.
+
+    Raises:
+        ValueError: naming two shards that differ.
+    """
+    first = {}
+    for entry in entries:
+        if entry["shard"] in first:
+            continue
+        record = json.loads(read_member(entry, "json"))
+        sizes = [Image.open(io.BytesIO(read_member(entry, kind))).size for kind in MEMBERS[:2]]
+        first[entry["shard"]] = (*sizes, record.get("cameras", {}).get("preset"))
+    (shard, expected), *others = first.items()
+    for other, found in others:
+        if found != expected:
+            raise ValueError(
+                f"{shard} has views and cameras of {expected}, but {other} of {found} (pixels of the inputs' and"
+                " targets' sheets, camera preset): keep them in different folders."
+            )
+    return expected[2]
 
 
 def split_sheet(sheet: np.ndarray) -> np.ndarray:
@@ -77,11 +125,7 @@ def read_object(entry: dict) -> dict:
         ValueError: if it cannot be read.
     """
     try:
-        data = {}
-        with open(entry["shard"], "rb") as file:
-            for kind, (offset, size) in entry["members"].items():
-                file.seek(offset)
-                data[kind] = file.read(size)
+        data = {kind: read_member(entry, kind) for kind in entry["members"]}
         sheets = {}
         for kind in set(data) - {"json"}:
             picture = Image.open(io.BytesIO(data[kind]))
@@ -101,21 +145,6 @@ def on_grey(rgba: np.ndarray) -> np.ndarray:
     """Composites uint8 RGBA of shape (..., 4) on the grey of the training data: uint8 RGB of shape (..., 3)."""
     alpha = rgba[..., 3:].astype(np.float32) / 255
     return np.round(rgba[..., :3] * alpha + GREY * (1 - alpha)).astype(np.uint8)
-
-
-def depth_picture(depth: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A depth map as the ControlNet sees it: linear, the nearest point 0, the farthest 255, background transparent.
-
-    Args:
-        depth: to the camera's plane, in any unit, shape (H, W).
-        mask: where the object is, shape (H, W).
-
-    Returns:
-        uint8 RGBA of shape (H, W, 4).
-    """
-    low, high = (depth[mask].min(), depth[mask].max()) if mask.any() else (0, 1)
-    grey = np.where(mask, (depth.astype(np.float64) - low) / max(high - low, 1e-9), 0)
-    return np.round(255 * np.stack([grey, grey, grey, mask], axis=-1)).astype(np.uint8)
 
 
 def select_targets(targets: np.ndarray, k: int, mirror: bool) -> np.ndarray:
@@ -151,21 +180,82 @@ def select_normals(item: dict, k: int, mirror: bool) -> np.ndarray:
     return normals
 
 
-def to_tile(views: np.ndarray) -> np.ndarray:
-    """Six views of shape (6, S, S, C) to a tile of shape (3 S, 2 S, C), row-major."""
-    _, size, _, channels = views.shape
-    return (
-        views.reshape(ROWS, COLUMNS, size, size, channels)
-        .swapaxes(1, 2)
-        .reshape(ROWS * size, COLUMNS * size, channels)
-    )
+def select_rgb(item: dict, k: int, mirror: bool) -> np.ndarray:
+    """The targets on grey, uint8 of shape (6, S, S, 3)."""
+    return on_grey(select_targets(item["targets"], k, mirror))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a ControlNet is trained for.
+
+    Args:
+        passes: members of a sample that it needs beside `MEMBERS`.
+        sees: gives the ControlNet's six views of (object, input view, whether mirrored), uint8 of shape (6, S, S, 3).
+        predicts: gives the six views that the tile shows, likewise.
+    """
+
+    passes: tuple[str, ...]
+    sees: Callable[[dict, int, bool], np.ndarray]
+    predicts: Callable[[dict, int, bool], np.ndarray]
+
+
+CONDITIONS = {
+    "depth": Condition(("targets.depth.png",), select_depth, select_rgb),
+    "normals": Condition(("targets.normal.png",), select_normals, select_rgb),
+    "rgb": Condition(("targets.normal.png",), select_rgb, select_normals),
+}
+
+
+class LatentCache:
+    """Encoded samples in files that all processes of a run share, in half precision. Each is written when it is first
+    encoded, and a run that continues finds it there.
+
+    Args:
+        folder: of the files; made if missing.
+        count: number of samples.
+        shapes: by name, the shape of each part of a sample.
+    """
+
+    def __init__(self, folder: Path, count: int, shapes: dict[str, tuple[int, ...]]):
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def memory(name, dtype, shape):
+            path = folder / f"{name}.bin"
+            if not path.exists():
+                with open(path, "ab") as file:  # appears empty and grows: another process may do the same
+                    file.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+            return np.memmap(path, dtype, "r+", shape=shape)
+
+        self.parts = {name: memory(name, np.float16, (count, *shape)) for name, shape in shapes.items()}
+        self.done = memory("done", np.uint8, (count,))
+
+    def __contains__(self, index: int) -> bool:
+        return bool(self.done[index])
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(np.array(part[index])) for name, part in self.parts.items()}
+
+    def keep(self, index: int, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Writes a sample and returns it as it will be read."""
+        for name, part in self.parts.items():
+            part[index] = sample[name].cpu().numpy()
+        self.done[index] = 1
+        return self[index]
+
+
+def fingerprint(entries: list[dict], *settings) -> str:
+    """A name for the encoded samples of some shards, which changes with the shards and with `settings`."""
+    shards = sorted({(entry["shard"].name, entry["shard"].stat().st_size) for entry in entries})
+    return hashlib.sha256(repr((shards, settings)).encode()).hexdigest()[:16]
 
 
 class TileDataset(torch.utils.data.Dataset):
     """Training samples: each object gives 12, six inputs, plain and mirrored.
 
     A sample is a dictionary of `index`, `image`, the input view as an RGB picture on grey, and `tile`, float32 of
-    shape (3, 3 S, 2 S) in [-1, 1]; with a condition also `control`, the tile that a ControlNet sees, likewise.
+    shape (3, 3 S, 2 S) in [-1, 1]; with a condition also `control`, the tile that a ControlNet sees, likewise. A
+    sample that is in `latents` has `encoded` instead.
     """
 
     def __init__(self, folder: Path, keep: bool = False, condition: str | None = None):
@@ -173,17 +263,26 @@ class TileDataset(torch.utils.data.Dataset):
         Args:
             folder: of shards.
             keep: whether to keep the decoded objects, for data that fits the memory.
-            condition: one of `CONDITIONS`; with "rgb" `tile` is of normals.
+            condition: a key of `CONDITIONS`; with "rgb" `tile` is of normals.
+
+        Raises:
+            ValueError: if there are no shards, they lack what the condition needs, or differ in size or cameras.
         """
-        self.entries = index_shards(folder, CONDITIONS.get(condition, ()))
+        self.condition = CONDITIONS[condition] if condition else None
+        self.entries = index_shards(folder, self.condition.passes if condition else ())
+        self.preset = check_shards(self.entries)  # of the targets' cameras, a key of `pipeline.CAMERAS`
         self.kept = {} if keep else None
-        self.condition = condition
+        self.latents: LatentCache | None = None
 
     def __len__(self):
         return len(self.entries) * 2 * AZIMUTHS
 
     def __getitem__(self, index: int) -> dict:
-        """Raises ValueError if the object cannot be read."""
+        """Raises ValueError if the object cannot be read, or nothing is seen in the sample."""
+        known = self.latents is not None and index in self.latents
+        sample = {"index": index, "encoded": self.latents[index]} if known else {"index": index}
+        if known and self.condition is None:
+            return sample
         place, variant = divmod(index, 2 * AZIMUTHS)
         item = self.kept.get(place) if self.kept is not None else None
         if item is None:
@@ -192,16 +291,13 @@ class TileDataset(torch.utils.data.Dataset):
                 self.kept[place] = item
         k, mirror = variant // 2, bool(variant % 2)
         image, views = select_views(item, k, mirror)
-        views, control = on_grey(views), None
-        if self.condition == "depth":
-            control = select_depth(item, k, mirror)
-        elif self.condition == "normals":
-            control = select_normals(item, k, mirror)
-        elif self.condition == "rgb":
-            views, control = select_normals(item, k, mirror), views
-        sample = {"index": index, "image": Image.fromarray(on_grey(image))}
-        sample["tile"] = torch.from_numpy(to_tile(views)).permute(2, 0, 1) / 127.5 - 1
-        if control is not None:
+        if not (image[..., 3].any() and views[..., 3].any()):
+            raise ValueError(f"{item['name']} of {self.entries[place]['shard']} is empty: nothing is seen in it.")
+        tile = self.condition.predicts(item, k, mirror) if self.condition else on_grey(views)
+        sample["image"] = Image.fromarray(on_grey(image))
+        sample["tile"] = torch.from_numpy(to_tile(tile)).permute(2, 0, 1) / 127.5 - 1
+        if self.condition:
+            control = self.condition.sees(item, k, mirror)
             sample["control"] = torch.from_numpy(to_tile(control)).permute(2, 0, 1) / 127.5 - 1
         return sample
 

@@ -2,8 +2,8 @@
 
     python -m training.mini --vae out/vae/vae --output out/mini
 
-The options are those of the paper's ablations (`training/ablations.sh`): they change the start, and with it all that
-is trained and sampled from it. With `--checkpoint` in place of `--vae` they change one that is trained.
+The other options are for ablations (`training/ablations.sh`): each changes the starting pipeline, and so everything
+that is trained and sampled from it. With `--checkpoint` in place of `--vae` they change a trained pipeline.
 
     python -m training.mini --checkpoint . --controlnet --output out/control
 
@@ -27,11 +27,16 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from pipeline import COLUMNS, ROWS, Zero123PlusPipeline
+from pipeline import CAMERAS, COLUMNS, ROWS, Zero123PlusPipeline
+from zero123plus.loading import load_components
 
-VIEW_SIZE = 64
+VIEW_SIZE = 128
+REFERENCE_SIZE = 192  # the picture is seen finer than the views are made
+CLIP_SIZE = 64
 TOKENS = 16
-WIDTH = 128  # of the text states, and so of the CLIP image embedding
+WIDTH = 256  # of the text states, and so of the CLIP image embedding
+# What a call uses that names neither; low guidance suits a small model
+DEFAULT_STEPS, DEFAULT_GUIDANCE = 28, 2.0
 
 # The linear schedule of the paper: more steps at high noise than Stable Diffusion's scaled-linear one (section 2.1).
 SCHEDULE = {
@@ -53,32 +58,57 @@ def build_tokenizer() -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
 
 
-def build_pipeline(vae: AutoencoderKL, channels: tuple[int, ...] = (96, 192)) -> Zero123PlusPipeline:
+def build_unet(vae: AutoencoderKL, channels, attention, width: int, view_size: int) -> UNet2DConditionModel:
+    """The UNet of [`build_pipeline`]. It begins as the identity of its skip connections: the last layer of every
+    branch has zero weights.
+    """
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    unet = UNet2DConditionModel(
+        sample_size=[ROWS * view_size // factor, COLUMNS * view_size // factor],
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        block_out_channels=channels,
+        down_block_types=tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention)),
+        layers_per_block=1,
+        attention_head_dim=[count // 32 for count in channels],  # the number of heads, as Stable Diffusion 2 names it
+        cross_attention_dim=width,
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+    for name, module in unet.named_modules():
+        if name.endswith(("conv2", "proj_out")) or name == "conv_out":
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+    return unet
+
+
+def build_pipeline(
+    vae: AutoencoderKL,
+    channels: tuple[int, ...] = (64, 128, 192),
+    attention: tuple[bool, ...] = (False, True, True),
+    width: int = WIDTH,
+    view_size: int = VIEW_SIZE,
+    reference_size: int = REFERENCE_SIZE,
+    clip_size: int = CLIP_SIZE,
+) -> Zero123PlusPipeline:
     """The mini pipeline around `vae`; every other component has random weights from torch's global generator.
 
     Args:
         vae: an untrained or trained one of `training.train_vae`.
         channels: of the UNet's levels, multiples of 32.
+        attention: which levels have attention. At the finest it costs more than it gives.
+        width: of the text states, and so of the CLIP image embedding.
+        view_size: pixels of a view's edge.
+        reference_size: pixels of the reference picture's edge.
+        clip_size: pixels of the edge that the vision tower sees.
     """
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
     tokenizer = build_tokenizer()
-    unet = UNet2DConditionModel(
-        sample_size=[ROWS * VIEW_SIZE // factor, COLUMNS * VIEW_SIZE // factor],
-        in_channels=vae.config.latent_channels,
-        out_channels=vae.config.latent_channels,
-        block_out_channels=channels,
-        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
-        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
-        layers_per_block=1,
-        attention_head_dim=[width // 32 for width in channels],  # the number of heads, as Stable Diffusion 2 names it
-        cross_attention_dim=WIDTH,
-        norm_num_groups=16,
-        use_linear_projection=True,
-    )
+    unet = build_unet(vae, channels, attention, width, view_size)
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=TOKENS,
@@ -87,16 +117,18 @@ def build_pipeline(vae: AutoencoderKL, channels: tuple[int, ...] = (96, 192)) ->
         pad_token_id=tokenizer.pad_token_id,
     )
     vision = CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
+        hidden_size=width,
+        intermediate_size=4 * width,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-        projection_dim=WIDTH,
+        num_attention_heads=width // 32,
+        image_size=clip_size,
+        patch_size=clip_size // 4,
+        projection_dim=width,
     )
-    clip_size = {"height": vision.image_size, "width": vision.image_size}
-    view_size = {"height": VIEW_SIZE, "width": VIEW_SIZE}
+
+    def edges(size: int) -> dict:
+        return {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}, "do_convert_rgb": True}
+
     return Zero123PlusPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(text).eval(),
@@ -104,25 +136,24 @@ def build_pipeline(vae: AutoencoderKL, channels: tuple[int, ...] = (96, 192)) ->
         unet=unet.eval(),
         scheduler=EulerAncestralDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing"),
         vision_encoder=CLIPVisionModelWithProjection(vision).eval(),
-        feature_extractor_clip=CLIPImageProcessor(
-            size={"shortest_edge": vision.image_size}, crop_size=clip_size, do_convert_rgb=True
-        ),
+        # Box filtering (resample 4): a large picture keeps its colours at this size
+        feature_extractor_clip=CLIPImageProcessor(**edges(clip_size), resample=4),
         feature_extractor_vae=CLIPImageProcessor(
-            size={"shortest_edge": VIEW_SIZE},
-            crop_size=view_size,
-            resample=2,
-            image_mean=[0.5] * 3,
-            image_std=[0.8] * 3,
-            do_convert_rgb=True,
+            **edges(reference_size), resample=2, image_mean=[0.5] * 3, image_std=[0.8] * 3
         ),
+        view_azimuths=CAMERAS["v1.2"].azimuths,
+        view_elevations=CAMERAS["v1.2"].elevations,
+        view_fov=CAMERAS["v1.2"].fov,
+        default_num_inference_steps=DEFAULT_STEPS,
+        default_guidance_scale=DEFAULT_GUIDANCE,
     )
 
 
 def build_controlnet(pipe: Zero123PlusPipeline) -> ControlNetModel:
     """A ControlNet for the mini, less than half of the usual size: the UNet's encoder without its attention.
 
-    It begins with the UNet's weights where both have the same layers.
-    What a ControlNet sees acts where it lies, so that convolutions do, and the repository has room for two.
+    It begins with the UNet's weights where both have the same layers. The condition is aligned with the tile, so that
+    convolutions suffice, and without attention two ControlNets fit into the repository.
 
     Args:
         pipe: whose UNet is controlled.
@@ -142,8 +173,9 @@ def build_controlnet(pipe: Zero123PlusPipeline) -> ControlNetModel:
         conditioning_embedding_out_channels=(16, 32) + (96,) * (len(pipe.vae.config.block_out_channels) - 2),
     )
     controlnet.load_state_dict(pipe.unet.state_dict(), strict=False)
-    # PyTorch's usual weights shrink what it sees at each of these layers: nearly nothing would arrive, and a short
-    # training not find it. These are twice those that keep a signal's size, for SiLU halves small ones.
+    # With PyTorch's usual weights each of these layers shrinks its input, so that nearly nothing of the condition
+    # arrives and a short training does not find it. These weights are twice those that keep the size of a signal,
+    # because SiLU halves small values.
     embedding = controlnet.controlnet_cond_embedding
     for layer in (embedding.conv_in, *embedding.blocks):
         torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
@@ -154,7 +186,7 @@ def build_controlnet(pipe: Zero123PlusPipeline) -> ControlNetModel:
 
 @torch.no_grad()
 def scale_reference(vae: AutoencoderKL, factor: float):
-    """Makes raw latents, as which the reference is shown, `factor` times as large; scaled latents stay what they are.
+    """Makes raw latents, which the reference is given as, `factor` times as large. Scaled latents stay the same.
 
     Args:
         vae: changed in place.
@@ -186,7 +218,7 @@ def main(argv: list[str] | None = None):
         raise SystemExit(f"{options.output} exists: choose a new folder.")
     torch.manual_seed(0)
     if options.checkpoint:
-        pipe = Zero123PlusPipeline.from_pretrained(options.checkpoint, trust_remote_code=True)
+        pipe = load_components(options.checkpoint, torch.float32)
     else:
         pipe = build_pipeline(AutoencoderKL.from_pretrained(options.vae))
     if options.controlnet:

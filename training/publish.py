@@ -14,20 +14,20 @@ import torch
 from diffusers import ControlNetModel
 
 from pipeline import Zero123PlusPipeline
+from zero123plus.loading import ROOT, find
 
-from .train import newest
+from .checkpoints import load_start
 
-ROOT = Path(__file__).resolve().parent.parent
 MAX_SHARD_SIZE = "16MB"
 
 
 def write_pipeline(pipe: Zero123PlusPipeline, folder: Path):
-    """Writes a pipeline as this repository has it: loadable by itself, with no trace of where it was trained."""
+    """Writes a pipeline as this repository has it: it loads by itself, and names no folder of where it was trained."""
     pipe.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     index = folder / "model_index.json"
     config = json.loads(index.read_text())
-    # As a pair, the class is found in pipeline.py and the folder loads without `custom_pipeline`. The ControlNet is
-    # loaded by subfolder: named here, it could not be replaced by another.
+    # Written as a pair, the class is found in pipeline.py and the folder loads without `custom_pipeline`. The
+    # ControlNet is loaded by subfolder: if it were named here, `from_pretrained` would not take another.
     config |= {"_class_name": ["pipeline", "Zero123PlusPipeline"], "controlnet": [None, None]}
     index.write_text(json.dumps(config, indent=2) + "\n")
     # transformers before 5 reads a tokenizer from these two
@@ -51,11 +51,10 @@ def main(argv: list[str] | None = None):
     with tempfile.TemporaryDirectory(dir=options.output) as folder:
         folder = Path(folder)
         if options.controlnet:
-            controlnet = ControlNetModel.from_pretrained(newest(options.controlnet), torch_dtype=torch.float16)
+            controlnet = ControlNetModel.from_pretrained(find(options.controlnet), dtype=torch.float16)
             controlnet.save_pretrained(folder / options.name, max_shard_size=MAX_SHARD_SIZE)
         else:
-            checkpoint = newest(options.checkpoint)
-            write_pipeline(Zero123PlusPipeline.from_pretrained(checkpoint, torch_dtype=torch.float16), folder)
+            write_pipeline(load_start(options.checkpoint, "").to(torch.float16), folder)  # a LoRA is merged
         for path in (*folder.glob("model_index.json"), *folder.glob("*/config.json")):
             config = json.loads(path.read_text())
             config.pop("_name_or_path", None)  # where it lay on the machine that trained it

@@ -17,7 +17,7 @@ elevations),
 - `inputs.normal.png`, `targets.normal.png`: view-space normals (+X right, +Y up, +Z to the camera), 127.5 (n + 1);
 - `json`: object, source, licence, cameras, lighting, versions.
 
-All that is random follows from the object's id and `--seed`. A shard appears whole or not at all, and the same command
+All random choices follow from the object's id and `--seed`. A shard appears whole or not at all, and the same command
 continues a run that was interrupted. What cannot be rendered is left out and named in `failures.jsonl`. Needs the
 packages `bpy` and `OpenEXR`.
 """
@@ -26,287 +26,26 @@ import argparse
 import hashlib
 import io
 import json
-import math
 import multiprocessing
 import os
-import random
 import re
 import sys
-import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, TimeoutError, as_completed
 from functools import partial
 from pathlib import Path
 
 import bpy
-import numpy as np
-import OpenEXR
 import webdataset
-from mathutils import Matrix, Vector
 from pebble import ProcessPool
-from PIL import Image
 from tqdm import tqdm
 
+from pipeline import CAMERAS
+
 from . import toys
-
-RADIUS = 0.5
-# Elevations and vertical field of view of the targets (facts of the public checkpoints, arXiv 2310.15110)
-CAMERAS = {
-    "v1.1": {"elevations": (30.0, -20.0), "fov": math.degrees(2 * math.atan(16 / 35))},
-    "v1.2": {"elevations": (20.0, -10.0), "fov": 30.0},
-}
-INPUT_ELEVATIONS = (-10.0, 40.0)
-INPUT_FOVS = (25.0, 45.0)
-INPUT_MARGINS = (1.0, 1.2)  # of the distance at which the sphere just fills the view
-DEPTH_UNITS = 16384
-NO_DEPTH = np.iinfo(np.uint16).max  # where there is nothing
-
-
-def hdri_paths(folder: Path | None = None) -> list[Path]:
-    """The environment maps of a folder, or those that Blender ships, in a fixed order.
-
-    Raises:
-        ValueError: if the folder has none.
-    """
-    folder = folder or Path(bpy.utils.system_resource("DATAFILES", path="studiolights/world"))
-    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in (".exr", ".hdr"))
-    if not found:
-        raise ValueError(f"`--hdris` {folder} has no .exr or .hdr file.")
-    return found
-
-
-def reset_scene(samples: int):
-    """Empties Blender and sets up Cycles: `samples` per pixel, denoised, transparent background."""
-    bpy.ops.wm.read_factory_settings(use_empty=True)
-    scene = bpy.context.scene
-    scene.render.engine = "CYCLES"
-    scene.cycles.samples = samples
-    scene.cycles.use_denoising, scene.cycles.denoising_quality = True, "FAST"
-    scene.cycles.denoising_input_passes = "RGB"  # albedo and normal passes would double the time of so small a view
-    scene.cycles.max_bounces = 4
-    scene.render.film_transparent = True
-    scene.render.use_persistent_data = True
-    scene.render.threads_mode, scene.render.threads = "FIXED", 1
-    scene.render.resolution_percentage = 100
-    scene.render.image_settings.file_format = "PNG"
-    scene.render.image_settings.color_mode = "RGBA"
-    scene.view_settings.view_transform = "Standard"  # colours as painted: the default tone mapping greys them
-    camera = bpy.data.cameras.new("camera")
-    scene.camera = bpy.data.objects.new("camera", camera)
-    scene.collection.objects.link(scene.camera)
-    camera.sensor_fit = "VERTICAL"
-    layer = scene.view_layers[0]
-    layer.use_pass_z = layer.use_pass_normal = True
-
-
-def normalise(radius: float = RADIUS):
-    """Moves and scales all of the scene together: bounding-box centre to the origin, farthest vertex to `radius`.
-
-    The bounds are those of the meshes as they are rendered, with modifiers, instances and animation.
-
-    Raises:
-        ValueError: if the scene has no vertices, or all of them in one point.
-    """
-    points = [np.zeros((0, 3))]
-    for instance in bpy.context.evaluated_depsgraph_get().object_instances:
-        if instance.object.type != "MESH":
-            continue
-        mesh = instance.object.to_mesh()
-        flat = np.empty(3 * len(mesh.vertices))
-        mesh.vertices.foreach_get("co", flat)
-        matrix = np.array(instance.matrix_world)
-        points.append(flat.reshape(-1, 3) @ matrix[:3, :3].T + matrix[:3, 3])
-    points = np.concatenate(points)
-    centre = (points.min(0) + points.max(0)) / 2 if len(points) else 0
-    extent = np.linalg.norm(points - centre, axis=1).max() if len(points) else 0
-    if not 0 < extent < math.inf:
-        raise ValueError("The object has no extent: it needs at least one mesh with two distinct vertices.")
-    # Under a parent, because an animated object's own matrix is written anew for every frame
-    fit = bpy.data.objects.new("fit", None)
-    fit.matrix_world = Matrix.Scale(radius / extent, 4) @ Matrix.Translation(-Vector(centre))
-    for thing in bpy.context.scene.objects:
-        if thing.parent is None and thing != bpy.context.scene.camera:
-            thing.parent = fit
-    bpy.context.collection.objects.link(fit)
-    bpy.context.view_layer.update()
-
-
-def light(hdri: Path, rotation: float, strength: float):
-    """Lights the scene by an environment map, turned around Z by `rotation` radians."""
-    world = bpy.data.worlds.new("world")
-    bpy.context.scene.world = world
-    # Blender's own choice, an importance map of the HDRI's full size, takes seconds for every object.
-    world.cycles.sampling_method, world.cycles.sample_map_resolution = "MANUAL", 128
-    world.use_nodes = True
-    nodes, links = world.node_tree.nodes, world.node_tree.links
-    nodes["Background"].inputs["Strength"].default_value = strength
-    environment = nodes.new("ShaderNodeTexEnvironment")
-    environment.image = bpy.data.images.load(str(hdri))
-    mapping = nodes.new("ShaderNodeMapping")
-    mapping.inputs["Rotation"].default_value[2] = rotation
-    links.new(nodes.new("ShaderNodeTexCoord").outputs["Generated"], mapping.inputs["Vector"])
-    links.new(mapping.outputs["Vector"], environment.inputs["Vector"])
-    links.new(environment.outputs["Color"], nodes["Background"].inputs["Color"])
-
-
-def importer(path: Path):
-    """Blender's own importer for a file, or None if it has none."""
-
-    def append(filepath):
-        with bpy.data.libraries.load(filepath) as (source, target):
-            target.objects = source.objects
-        for thing in target.objects:
-            bpy.context.collection.objects.link(thing)
-
-    return {
-        ".glb": bpy.ops.import_scene.gltf,
-        ".gltf": bpy.ops.import_scene.gltf,
-        ".obj": bpy.ops.wm.obj_import,
-        ".ply": bpy.ops.wm.ply_import,
-        ".fbx": bpy.ops.import_scene.fbx,
-        ".usd": bpy.ops.wm.usd_import,
-        ".usda": bpy.ops.wm.usd_import,
-        ".usdc": bpy.ops.wm.usd_import,
-        ".usdz": bpy.ops.wm.usd_import,
-        ".blend": append,
-    }.get(path.suffix.lower())
-
-
-def load_object(item: dict):
-    """Adds an object to the empty scene: a toy, or what a file has of meshes, at frame 1."""
-    if item["source"] == "toys":
-        kind, seed = item["id"].rsplit("-", 1)
-        toys.build(kind, int(seed))
-    else:
-        importer(Path(item["path"]))(filepath=str(item["path"]))
-        for thing in list(bpy.context.scene.objects):
-            if thing.type in ("CAMERA", "LIGHT", "LIGHT_PROBE", "SPEAKER") and thing != bpy.context.scene.camera:
-                bpy.data.objects.remove(thing, do_unlink=True)
-    bpy.context.scene.frame_set(1)
-    bpy.context.view_layer.update()
-
-
-def render_view(camera: dict, size: int, folder: str) -> dict[str, np.ndarray]:
-    """One view that looks at the origin with world Z up.
-
-    Args:
-        camera: `azimuth`, `elevation` and vertical `fov` in degrees, and `distance`.
-        size: S, pixels of the view's edge.
-        folder: for temporary files.
-
-    Returns:
-        `rgba`, uint8 of shape (S, S, 4); `depth`, uint16 of shape (S, S); `normal`, uint8 of shape (S, S, 3).
-    """
-    a, e = math.radians(camera["azimuth"]), math.radians(camera["elevation"])
-    position = Vector((math.cos(a) * math.cos(e), math.sin(a) * math.cos(e), math.sin(e))) * camera["distance"]
-    rotation = position.to_track_quat("Z", "Y").to_matrix()
-    scene = bpy.context.scene
-    scene.render.resolution_x = scene.render.resolution_y = size
-    scene.camera.matrix_world = Matrix.Translation(position) @ rotation.to_4x4()
-    scene.camera.data.angle = math.radians(camera["fov"])
-    bpy.ops.render.render()
-    settings, result = scene.render.image_settings, bpy.data.images["Render Result"]
-
-    settings.media_type, settings.file_format, settings.color_mode = "IMAGE", "PNG", "RGBA"
-    result.save_render(os.path.join(folder, "view.png"), scene=scene)
-    with Image.open(os.path.join(folder, "view.png")) as picture:
-        rgba = np.asarray(picture.convert("RGBA"))
-    settings.media_type, settings.file_format, settings.color_depth = "MULTI_LAYER_IMAGE", "OPEN_EXR_MULTILAYER", "32"
-    settings.exr_codec = "NONE"
-    result.save_render(os.path.join(folder, "view.exr"), scene=scene)
-    parts = OpenEXR.File(os.path.join(folder, "view.exr"), separate_channels=True).parts
-    passes = {name.split(".", 1)[1]: value.pixels for part in parts for name, value in part.channels.items()}
-
-    units = np.round(passes["Depth.Z"] * DEPTH_UNITS)
-    seen = (rgba[..., 3] > 0) & (units < NO_DEPTH)
-    depth = np.where(seen, units, NO_DEPTH).astype(np.uint16)
-    normal = np.stack([passes[f"Normal.{axis}"] for axis in "XYZ"], axis=-1) @ np.array(rotation)  # world to view
-    normal = np.where(seen[..., None], np.clip(np.round(127.5 * (normal + 1)), 0, 255), 127).astype(np.uint8)
-    return {"rgba": rgba, "depth": depth, "normal": normal}
-
-
-def contact_sheet(views: list[np.ndarray], kind: str) -> bytes:
-    """Views of one size in rows of 6, as lossless WebP or as PNG."""
-    rows = [np.concatenate(views[i : i + 6], axis=1) for i in range(0, len(views), 6)]
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(rows)).save(buffer, kind, lossless=True)
-    return buffer.getvalue()
-
-
-def tile_cameras(preset: str) -> list[dict]:
-    """The six cameras of a tile, of an input view at azimuth 0."""
-    fov = CAMERAS[preset]["fov"]
-    high, low = CAMERAS[preset]["elevations"]
-    return [
-        {"azimuth": 30 + 60 * j, "elevation": (high, low)[j % 2], "fov": fov, "distance": fitting_distance(fov)}
-        for j in range(6)
-    ]
-
-
-def fitting_distance(fov: float) -> float:
-    """At which the sphere just fills a view of `fov` degrees in the plane of its centre."""
-    return RADIUS / math.tan(math.radians(fov) / 2)
-
-
-def choose_cameras(rng: random.Random, preset: str) -> tuple[list[dict], list[dict]]:
-    """The 6 input and the 12 target cameras of an object."""
-    first = rng.uniform(0, 60)
-    inputs = []
-    for k in range(6):
-        fov = rng.uniform(*INPUT_FOVS)
-        inputs.append(
-            {
-                "azimuth": first + 60 * k,
-                "elevation": rng.uniform(*INPUT_ELEVATIONS),
-                "fov": fov,
-                "distance": fitting_distance(fov) * rng.uniform(*INPUT_MARGINS),
-            }
-        )
-    fov = CAMERAS[preset]["fov"]
-    targets = [
-        {"azimuth": first + 30 + 60 * k, "elevation": elevation, "fov": fov, "distance": fitting_distance(fov)}
-        for elevation in CAMERAS[preset]["elevations"]
-        for k in range(6)
-    ]
-    return inputs, targets
-
-
-def render_object(
-    item: dict, size: int, input_size: int, samples: int, seed: int, preset: str, hdris: Path | None
-) -> dict:
-    """Renders an object, in this process, and returns its sample for a WebDataset shard."""
-    rng = random.Random(f"{seed}/{item['id']}")
-    hdri, rotation, strength = rng.choice(hdri_paths(hdris)), rng.uniform(0, 2 * math.pi), rng.uniform(0.9, 1.4)
-    inputs, targets = choose_cameras(rng, preset)
-    reset_scene(samples)
-    load_object(item)
-    normalise()
-    light(hdri, rotation, strength)
-    with tempfile.TemporaryDirectory() as folder:
-        views = {
-            "inputs": [render_view(camera, input_size, folder) for camera in inputs],
-            "targets": [render_view(camera, size, folder) for camera in targets],
-        }
-    record = {
-        "object": item["id"],
-        "source": item["source"],
-        "licence": item["licence"],
-        "cameras": {"preset": preset, "inputs": inputs, "targets": targets},
-        "light": {"hdri": hdri.name, "rotation": rotation, "strength": strength},
-        "blender": bpy.app.version_string,
-        "samples": samples,
-    }
-    sample = {"__key__": item["id"], "json": json.dumps(record).encode()}
-    for name, part in views.items():
-        sample[f"{name}.webp"] = contact_sheet([view["rgba"] for view in part], "WEBP")
-        sample[f"{name}.depth.png"] = contact_sheet([view["depth"] for view in part], "PNG")
-        sample[f"{name}.normal.png"] = contact_sheet([view["normal"] for view in part], "PNG")
-    return sample
-
-
-def silence_blender():
-    """Blender prints a line for every render, whatever its log level: sends the process's standard output nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+from .blender import hdri_paths, importer, render_object, silence_blender
+from .data import check_shards, index_shards, read_object
 
 
 def render_shard(items: list[dict], minutes: float, work) -> tuple[bytes, list[dict]]:
@@ -344,21 +83,29 @@ def toy_items(count: int, first_seed: int, names: Path | None) -> list[dict]:
     return [{"id": name, "source": "toys", "licence": "Apache-2.0"} for name in ids]
 
 
-def file_items(folder: Path) -> list[dict]:
-    """All files of a folder and those below that Blender can import.
+def file_items(path: Path) -> list[dict]:
+    """A file, or all files of a folder and those below, that Blender can import.
 
     Raises:
         ValueError: if there is none.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and importer(path))
+    paths = [path] if path.is_file() else sorted(path.rglob("*"))
+    paths = [file for file in paths if file.is_file() and importer(file)]
     if not paths:
         raise ValueError(
-            f"`--objects` {folder} has no file that Blender imports (.glb, .obj, .ply, .usd, .blend, ...)."
+            f"`--objects` {path} has no file that Blender imports (.glb, .obj, .ply, .stl, .usd, .blend, ...)."
         )
-    names = [str(path.relative_to(folder)) for path in paths]
+    root = path.parent if path.is_file() else path
+    names = [str(file.relative_to(root)) for file in paths]
     ids = [re.sub(r"[^\w-]", "_", name) for name in names]  # a dot would end a WebDataset key
+    counts = Counter(ids)
+    # Names that differ in such characters alone get a part of their hash
+    ids = [
+        key if counts[key] == 1 else f"{key}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        for key, name in zip(ids, names)
+    ]
     return [
-        {"id": key, "source": name, "licence": None, "path": str(path)} for key, name, path in zip(ids, names, paths)
+        {"id": key, "source": name, "licence": None, "path": str(file)} for key, name, file in zip(ids, names, paths)
     ]
 
 
@@ -381,7 +128,10 @@ def objaverse_items(given: str) -> list[dict]:
             raise ValueError(f"`--objaverse` {given} is neither a file of uids nor an LVIS category.")
         uids = categories[given]
     licences = objaverse.load_annotations(uids)
-    paths = objaverse.load_objects(uids)
+    unknown = [uid for uid in uids if uid not in licences]
+    if unknown:
+        print(f"{len(unknown)} uids are not in Objaverse and are left out: {', '.join(unknown[:5])}", file=sys.stderr)
+    paths = objaverse.load_objects([uid for uid in uids if uid in licences])
     return [
         {"id": uid, "source": f"objaverse/{uid}", "licence": licences[uid].get("license"), "path": paths[uid]}
         for uid in uids
@@ -428,6 +178,96 @@ def run_on_ray(jobs: list[tuple], address: str) -> Iterator[tuple]:
     ray.shutdown()
 
 
+def check_output(output: Path, size: int, input_size: int, preset: str):
+    """Checks that shards that are there were rendered with the same settings.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if not sorted(output.glob("shard-*.tar")):
+        return
+    try:
+        entries = index_shards(output)
+    except ValueError:  # every object of them failed
+        return
+    found = check_shards(entries)
+    item = read_object(entries[0])
+    there = item["targets"].shape[2], item["inputs"].shape[1], found or preset
+    asked = size, input_size, preset
+    if there != asked:
+        raise ValueError(
+            f"`--output` {output} holds views of {there[0]} pixels, inputs of {there[1]} and cameras of {there[2]},"
+            f" but {asked[0]}, {asked[1]} and {asked[2]} are asked for now: choose another folder."
+        )
+
+
+def plan(o: argparse.Namespace, items: list[dict]) -> list[tuple[Path, list[dict]]]:
+    """The shards that are to be rendered, and their objects. With `--retry_failed` the objects that failed before are
+    among them, in shards of their own.
+    """
+    shards = [
+        (o.output / f"shard-{i // o.shard_size:05d}.tar", items[i : i + o.shard_size])
+        for i in range(0, len(items), o.shard_size)
+    ]
+    missing = [(path, members) for path, members in shards if not path.exists()]
+    failures = o.output / "failures.jsonl"
+    if o.retry_failed and failures.exists():
+        failed = {json.loads(line)["id"] for line in failures.read_text().splitlines()}
+        again = [item for path, members in shards if path.exists() for item in members if item["id"] in failed]
+        number = len(list(o.output.glob("shard-retry-*.tar")))
+        for i in range(0, len(again), o.shard_size):
+            missing.append((o.output / f"shard-retry-{number:05d}.tar", again[i : i + o.shard_size]))
+            number += 1
+    return missing
+
+
+def render(o: argparse.Namespace):
+    """Renders as the options say."""
+    hdri_paths(o.hdris)
+    if o.objects:
+        items = file_items(o.objects)
+    elif o.objaverse:
+        items = objaverse_items(o.objaverse)
+    else:
+        items = toy_items(o.toys, o.first_seed, o.names)
+    input_size = o.input_size or o.size
+    check_output(o.output, o.size, input_size, o.cameras)
+    missing = plan(o, items)
+    left = sum(len(members) for _, members in missing)
+    if o.dry_run:
+        print(
+            f"{left} of {len(items)} objects in {len(missing)} shards, 18 views of {o.size} x {o.size} pixels each,"
+            f" cameras of {o.cameras}"
+        )
+        return
+    o.output.mkdir(parents=True, exist_ok=True)
+    options = {"size": o.size, "input_size": input_size, "samples": o.samples, "seed": o.seed, "preset": o.cameras}
+    work = partial(render_object, **options, hdris=o.hdris)
+    jobs = [(path, (members, o.minutes, work)) for path, members in missing]
+    members_of, failed = dict(missing), 0
+    with tqdm(total=len(items), initial=max(0, len(items) - left), unit="object") as bar:
+        for path, shard, failures in run_on_ray(jobs, o.ray) if o.ray else run_here(jobs, o.workers):
+            record_failures(o.output / "failures.jsonl", members_of[path], failures)
+            write_whole(path, shard)
+            failed += len(failures)
+            bar.update(len(members_of[path]))
+            bar.set_postfix(failed=failed)
+    write_manifest(o.output)
+    if failed:
+        print(f"{failed} objects failed: see {o.output / 'failures.jsonl'}.", file=sys.stderr)
+
+
+def record_failures(path: Path, members: list[dict], failures: list[dict]):
+    """Replaces what a file of failures says of the objects of a shard."""
+    ids = {item["id"] for item in members}
+    lines = path.read_text().splitlines() if path.exists() else []
+    lines = [line for line in lines if json.loads(line)["id"] not in ids] + [json.dumps(entry) for entry in failures]
+    if lines:
+        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+    else:
+        path.unlink(missing_ok=True)
+
+
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -437,72 +277,27 @@ def main(argv: list[str] | None = None):
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--toys", type=int, default=40, help="procedural toys of each kind")
     what.add_argument("--names", type=Path, help="text file of toys, one KIND-SEED a line")
-    what.add_argument("--objects", type=Path, help="folder of files that Blender imports")
+    what.add_argument("--objects", type=Path, help="a file that Blender imports, or a folder of them")
     what.add_argument("--objaverse", help="text file of Objaverse uids, or an LVIS category")
     add("--output", type=Path, required=True, help="folder of the shards; an interrupted run continues")
     add("--cameras", choices=CAMERAS, default="v1.2", help="of the targets")
     add("--hdris", type=Path, help="folder of .exr or .hdr environment maps; those of Blender if missing")
     add("--first_seed", type=int, default=1000, help="the toys' seeds count up from here")
-    add("--size", type=int, default=64, help="pixels of a target's edge")
+    add("--size", type=int, default=128, help="pixels of a target's edge")
     add("--input_size", type=int, help="pixels of an input's edge; that of a target if missing")
     add("--samples", type=int, default=8, help="Cycles samples a pixel")
     add("--seed", type=int, default=0, help="of cameras and lighting")
     add("--shard_size", type=int, default=20, help="objects a shard")
     add("--minutes", type=float, default=5, help="time limit of an object")
+    add("--retry_failed", action="store_true", help="render objects that failed before once more")
     add("--workers", type=int, default=os.cpu_count(), help="processes")
     add("--ray", metavar="ADDRESS", help="render on this Ray cluster ('auto': the one at hand)")
     add("--dry_run", "--dry-run", action="store_true", help="say what would be rendered, and stop")
-    o = parser.parse_args(argv)
-
     try:
-        hdri_paths(o.hdris)
-        if o.objects:
-            items = file_items(o.objects)
-        elif o.objaverse:
-            items = objaverse_items(o.objaverse)
-        else:
-            items = toy_items(o.toys, o.first_seed, o.names)
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error
-    shards = [
-        (o.output / f"shard-{i // o.shard_size:05d}.tar", items[i : i + o.shard_size])
-        for i in range(0, len(items), o.shard_size)
-    ]
-    missing = [(path, members) for path, members in shards if not path.exists()]
-    left = sum(len(members) for _, members in missing)
-    if o.dry_run:
-        print(
-            f"{left} of {len(items)} objects in {len(missing)} of {len(shards)} shards, 18 views of"
-            f" {o.size} x {o.size} pixels each, cameras of {o.cameras}"
-        )
-        return
-    o.output.mkdir(parents=True, exist_ok=True)
-    work = partial(
-        render_object,
-        size=o.size,
-        input_size=o.input_size or o.size,
-        samples=o.samples,
-        seed=o.seed,
-        preset=o.cameras,
-        hdris=o.hdris,
-    )
-    jobs = [(path, (members, o.minutes, work)) for path, members in missing]
-    sizes, failed = {path: len(members) for path, members in missing}, 0
-    with tqdm(total=len(items), initial=len(items) - left, unit="object") as bar:
-        for path, shard, failures in run_on_ray(jobs, o.ray) if o.ray else run_here(jobs, o.workers):
-            if failures:
-                with open(o.output / "failures.jsonl", "a") as file:
-                    file.writelines(json.dumps(failure) + "\n" for failure in failures)
-            write_whole(path, shard)
-            failed += len(failures)
-            bar.update(sizes[path])
-            bar.set_postfix(failed=failed)
-    write_manifest(o.output)
-    if failed:
-        print(f"{failed} objects failed: see {o.output / 'failures.jsonl'}.", file=sys.stderr)
+        render(parser.parse_args(argv))
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(" ".join(str(error).split())) from error
 
 
 if __name__ == "__main__":
-    from training import render  # workers find functions by their module's name, which is not __main__
-
-    render.main()
+    main()

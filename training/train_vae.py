@@ -2,9 +2,11 @@
 
     python -m training.train_vae --data data/train --output out/vae --minutes 30
 
-Full-size training starts from the VAE of Stable Diffusion instead. The encoder is a principal component analysis
-(`initialise_encoder`): `OUTPUT/vae` has it within a minute, and as it does not change any more, the UNet may be
-trained beside the decoder. The run ends with a gate, saturation of reconstructions at least 0.9 of the truth's.
+Full-size training uses the VAE of Stable Diffusion instead. The encoder is a principal component analysis
+(`initialise_encoder`). `OUTPUT/vae` holds it within a minute, and it does not change any more, so that the UNet can be
+trained at the same time as the decoder. The decoder learns from latents with random noise of up to `MAX_NOISE` of each
+component's deviation, so that the UNet's imperfect latents still become clean pictures. The run ends with an error if
+the reconstructions have less than 0.9 of the true saturation.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 from tqdm import tqdm
 
-from pipeline import scale_image
+from pipeline import LATENT_SCALE, LATENT_SHIFT, scale_image
 
 from .data import ViewDataset
 
@@ -31,15 +33,21 @@ CONFIG = {
     "layers_per_block": 1,
     "norm_num_groups": 8,
     "latent_channels": 32,
-    "sample_size": 64,
+    "sample_size": 128,
     "scaling_factor": 0.18215,
 }
-# Raw latents of Stable Diffusion's VAE have this deviation, the inverse of its scaling factor: "5x" reference
-# attention relies on it.
-LATENT_STD = 1 / CONFIG["scaling_factor"]
-# The posterior's constant deviation, as a share of the latents' own: a learned one would start at 1 and drown the
+# Raw latents, before the target space is scaled and shifted, have the mean `LATENT_SHIFT` and the deviation
+# 1 / `LATENT_SCALE`, both times this inverse of the scaling factor, so that the scaled latents that the UNet denoises
+# have mean 0 and deviation 1. As in Stable Diffusion, raw latents are about 5 times as large as unit noise, which
+# scaled reference attention relies on.
+RAW = 1 / CONFIG["scaling_factor"]
+# The deviation of component k is made (std_k)^POWER. With 0 the fine components would be as loud as the coarse ones,
+# and the UNet's training would spend itself on them; with 1 noise would drown fine detail.
+POWER = 0.75
+# The posterior's constant deviation, as a share of each component's own. A learned one would start at 1 and hide the
 # latents for longer than a short training lasts.
 NOISE = 0.03
+MAX_NOISE = 0.3  # of a component's deviation, in the latents that the decoder learns from
 SATURATION_GATE = 0.9
 
 
@@ -49,19 +57,21 @@ def chroma(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def loss_function(reconstruction: torch.Tensor, pixels: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Squared error of colour and of chroma, the object weighted 4 to 1; shapes (B, 3, H, W), alpha (B, 1, H, W).
+    """Squared error of colour and of chroma with the object weighted 4 to 1, and a little absolute error; shapes
+    (B, 3, H, W), alpha (B, 1, H, W).
 
-    Squared, because the median, which L1 asks for, is grey wherever the colour is still uncertain.
+    The error is squared because the minimum of the absolute error is the median, which is grey wherever the colour is
+    still uncertain.
     """
     weight = 1 + 3 * alpha
     error = (reconstruction - pixels).square() + 3 * (chroma(reconstruction) - chroma(pixels)).square()
+    error = error + 0.02 * (reconstruction - pixels).abs()
     return (weight * error).mean() / weight.mean()
 
 
 def principal_components(blocks: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count` leading directions, shape (count, D), of `blocks` (B, D, h, w), weighted by `weight` (B, 1, h, w).
-
-    About zero, the background's value, not about the mean: what is background stays zero.
+    """Finds the `count` leading directions, shape (count, D), of `blocks` (B, D, h, w), weighted by `weight`
+    (B, 1, h, w). They are taken about zero rather than about the mean: zero is the background, which then stays zero.
     """
     rows = (blocks * weight.sqrt()).transpose(0, 1).flatten(1)
     return torch.linalg.eigh(rows @ rows.T).eigenvectors.flip(1).T[:count]
@@ -112,20 +122,31 @@ def initialise_encoder(vae: AutoencoderKL, pixels: torch.Tensor, alpha: torch.Te
     conv.bias[group - 2 :: group], conv.bias[group - 1 :: group] = large, -large
     norm.weight.fill_(large * math.sqrt(2 / group))
 
-    # Raw latents of mean 0 and deviation LATENT_STD, and the posterior's constant deviation. Weak components are
-    # raised halfway (the square root) towards the strong ones: noise drowns fine detail first, but not all of it.
+    # The latents' scale and shift, the posterior's constant deviation, and their inverse in front of the decoder
     vae.quant_conv.weight.zero_()
     vae.quant_conv.bias.zero_()
-    vae.quant_conv.weight[range(channels), range(channels), 0, 0] = 1
+    diagonal = range(channels)
+    vae.quant_conv.weight[diagonal, diagonal, 0, 0] = 1
     latents = vae.encode(pixels).latent_dist.mean
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    gain = std.rsqrt() * LATENT_STD / std.mean().sqrt()
+    flattened = std**POWER
+    flattened *= RAW / LATENT_SCALE / flattened.square().mean().sqrt()  # new deviation of each component
+    gain = flattened / std
     vae.quant_conv.weight *= gain.repeat(2)[:, None, None, None]
-    vae.quant_conv.bias[:channels] = -mean * gain
-    vae.quant_conv.bias[channels:] = 2 * math.log(NOISE * LATENT_STD)  # logarithm of the variance
+    vae.quant_conv.weight[channels:] = 0
+    vae.quant_conv.bias[:channels] = LATENT_SHIFT * RAW - mean * gain
+    vae.quant_conv.bias[channels:] = 2 * (NOISE * flattened).log()  # logarithm of the variance
     vae.post_quant_conv.weight.zero_()
-    vae.post_quant_conv.weight[range(channels), range(channels), 0, 0] = 1 / LATENT_STD
-    vae.post_quant_conv.bias.zero_()
+    vae.post_quant_conv.weight[diagonal, diagonal, 0, 0] = 1 / gain
+    vae.post_quant_conv.bias.copy_(mean - LATENT_SHIFT * RAW / gain)
+
+
+def noisy_latents(posterior, max_noise: float) -> torch.Tensor:
+    """The posterior's mean with noise whose level is drawn for each picture, up to `max_noise` of each component's
+    deviation; shape (B, C, h, w).
+    """
+    level = max_noise * torch.rand(len(posterior.mean), 1, 1, 1, device=posterior.mean.device)
+    return posterior.mean + level * (posterior.std / NOISE) * torch.randn_like(posterior.mean)
 
 
 @torch.no_grad()
@@ -173,10 +194,14 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--minutes", type=float, default=30, help="of training in this run (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=16, help="views a step (default: %(default)s)")
     parser.add_argument(
-        "--learning_rate", type=float, default=1e-3, help="at the start; falls to a tenth (default: %(default)s)"
+        "--learning_rate", type=float, default=2e-3, help="at the start; falls to a tenth (default: %(default)s)"
     )
+    parser.add_argument("--mixed_precision", choices=("no", "bf16"), help="what `accelerate launch` says if missing")
     parser.add_argument(
-        "--mixed_precision", default="no", choices=("no", "bf16"), help="autocast (default: %(default)s)"
+        "--max_noise",
+        type=float,
+        default=MAX_NOISE,
+        help="noise in the latents that the decoder learns from, as a share of their deviation (default: %(default)s)",
     )
     parser.add_argument(
         "--gate",
@@ -223,7 +248,7 @@ def main(argv: list[str] | None = None):
                 pixels = scale_image(batch["pixels"])
                 with accelerator.autocast():
                     with torch.no_grad():
-                        latents = bare.encode(pixels).latent_dist.sample()
+                        latents = noisy_latents(bare.encode(pixels).latent_dist, options.max_noise)
                     reconstruction = bare.decode(latents).sample
                 loss = loss_function(reconstruction.float(), pixels, batch["alpha"])
                 accelerator.backward(loss)

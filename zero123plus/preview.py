@@ -1,4 +1,4 @@
-"""Looking at views: small ones while they form, a callback for generate.py and the page, and a turntable."""
+"""Showing views: a callback that shows them while they form, and a turntable."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +13,15 @@ TURNTABLE_MS = 400  # a view
 
 
 class Preview:
-    """A `callback_on_step_end` that hands the first tile, as it is so far, to `show`.
+    """A `callback_on_step_end` that passes the first tile, in its present state, to `show`.
 
-    A small VAE decodes it. A large one is replaced by the linear map from latents to colours that fits it best on the
-    picture at hand: a matrix product a step, and a picture of the latents' size.
+    A small VAE decodes it. A large VAE would take too long, and the linear map from latents to colours that fits best
+    on the input picture is used instead. It costs a matrix product a step and gives a picture of the latents' size.
 
     Args:
         pipe: the pipeline.
         picture: its input, RGB.
-        show: is called with the number of steps done and an RGB picture.
+        show: a function that is called with the number of steps done and an RGB picture.
     """
 
     @torch.no_grad()
@@ -50,7 +50,7 @@ class Preview:
 
 
 def with_one(latents: torch.Tensor) -> torch.Tensor:
-    """Latents of shape (C, h, w) as columns, with a row of ones for the offset: (C + 1, h w)."""
+    """Flattens latents of shape (C, h, w) to columns and adds a row of ones for the offset: (C + 1, h w)."""
     return torch.cat([latents, torch.ones_like(latents[:1])]).flatten(1)
 
 

@@ -1,6 +1,7 @@
 """Views as the input of reconstruction programs: nerfstudio's `transforms.json`, COLMAP's text model.
 
-Both get RGBA pictures, transparent where a view shows its grey background, and the pipeline's cameras.
+Both get RGBA pictures, transparent where a view shows its background, and the pipeline's cameras. A format is one
+entry of `EXPORTS`.
 """
 
 import json
@@ -11,20 +12,9 @@ import PIL.Image
 
 from pipeline import GREY
 
-FORMATS = ("nerfstudio", "colmap")
-SOFT = 24  # distance from the background's grey, of 255, at which a pixel is opaque
+from .pictures import cut_out
+
 NUM_POINTS = 2000
-
-
-def cut_out(view: PIL.Image.Image) -> PIL.Image.Image:
-    """A view whose background is transparent: the more a pixel differs from grey, the more opaque.
-
-    An object of that very grey becomes transparent too: `examples/normals_and_matte.py` makes mattes that do not.
-    """
-    pixels = np.asarray(view.convert("RGB")).astype(np.float32)
-    distance = np.abs(pixels - GREY).max(-1)
-    alpha = np.round(255 * np.clip(2 * distance / SOFT - 1, 0, 1)).astype(np.uint8)
-    return PIL.Image.fromarray(np.dstack([pixels.astype(np.uint8), alpha]))
 
 
 def quaternion(rotation: np.ndarray) -> np.ndarray:
@@ -59,7 +49,7 @@ def write_nerfstudio(folder: Path, views: list[PIL.Image.Image], poses: np.ndarr
     }
     (folder / "images").mkdir(parents=True)
     for name, view in zip(names, views):
-        view.save(folder / name)
+        cut_out(view, name).save(folder / name)
     (folder / "transforms.json").write_text(json.dumps(transforms, indent=2) + "\n")
 
 
@@ -73,7 +63,7 @@ def write_colmap(folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, 
     (folder / "sparse" / "0").mkdir(parents=True)
     lines = ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then its 2D points"]
     for i, (view, pose) in enumerate(zip(views, poses)):
-        view.save(folder / "images" / f"view_{i}.png")
+        cut_out(view, f"view_{i}").save(folder / "images" / f"view_{i}.png")
         rotation = np.diag([1, -1, -1]) @ pose[:3, :3].T
         numbers = [*quaternion(rotation), *(-rotation @ pose[:3, 3])]
         lines += [f"{i + 1} {' '.join(f'{number:.12g}' for number in numbers)} 1 view_{i}.png", ""]
@@ -93,16 +83,9 @@ def write_colmap(folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, 
     (model / "points3D.txt").write_text("\n".join(["# POINT3D_ID X Y Z R G B ERROR", *rows]) + "\n")
 
 
-def write(form: str, folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.ndarray):
-    """Writes views and cameras in one of `FORMATS`.
-
-    Args:
-        form: of `FORMATS`.
-        folder: new, to write to.
-        views: pictures of one size.
-        poses: camera-to-world matrices in the OpenGL convention, shape (N, 4, 4).
-        intrinsics: shape (3, 3), in pixels.
-    """
-    {"nerfstudio": write_nerfstudio, "colmap": write_colmap}[form](
-        folder, [cut_out(view) for view in views], poses, intrinsics
-    )
+# Each writes views and cameras into a new folder, and takes
+#   folder: to make;
+#   views: RGB pictures of one size;
+#   poses: camera-to-world matrices in the OpenGL convention, shape (N, 4, 4);
+#   intrinsics: shape (3, 3), in pixels.
+EXPORTS = {"nerfstudio": write_nerfstudio, "colmap": write_colmap}

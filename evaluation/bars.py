@@ -1,0 +1,92 @@
+"""What the checkpoint that ships with the repository is required to reach, as data.
+
+`python -m evaluation.evaluate --check` checks the bars and exits with 1 where one is missed. A bar is a bound on one
+measure of one group of objects.
+"""
+
+from dataclasses import dataclass
+
+OURS = "this checkpoint"
+BASELINES = ("copy of the input", "nearest training object", "mean training tile")
+TRAINED, UNSEEN = "trained kinds, new seeds", "kinds never trained"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bound on a measure.
+
+    Args:
+        group: of held-out objects.
+        measure: a column of `evaluate`'s table.
+        kind: how the bound follows from `bound`: "at least" or "at most" that value; "above the best baseline by" that
+            much; "at most a copy's times" that factor; "between" that value and `upper`.
+        bound: the number.
+        reason: why this is asked for.
+        upper: of "between".
+    """
+
+    group: str
+    measure: str
+    kind: str
+    bound: float
+    reason: str
+    upper: float | None = None
+
+    def check(self, table: dict) -> tuple[str, float, bool]:
+        """Compares a group's table with the bar.
+
+        Args:
+            table: by system, its measures.
+
+        Returns:
+            The requirement in words, the measured value, and whether it is met.
+        """
+        value = table[OURS][self.measure]
+        if self.kind == "at least":
+            return f">= {self.bound:g}", value, value >= self.bound
+        if self.kind == "at most":
+            return f"<= {self.bound:g}", value, value <= self.bound
+        if self.kind == "between":
+            return f"{self.bound:g} to {self.upper:g}", value, self.bound <= value <= self.upper
+        if self.kind == "above the best baseline by":
+            best = max(table[name][self.measure] for name in BASELINES) + self.bound
+            return f">= {best:.3f} (best baseline + {self.bound:g})", value, value >= best
+        copy = table["copy of the input"][self.measure] * self.bound
+        return f"<= {copy:.3f} (copy x {self.bound:g})", value, value <= copy
+
+
+BARS = (
+    Bar(
+        TRAINED, "tile PSNR", "above the best baseline by", 2.0, "the mean tile is the best guess without the picture"
+    ),
+    Bar(TRAINED, "tile LPIPS", "at most a copy's times", 0.8, "a copy has the colours and details, but not the views"),
+    Bar(TRAINED, "mask IoU", "at least", 0.80, "outlines are what reconstruction needs first"),
+    Bar(TRAINED, "saturation", "between", 0.8, "a collapse to grey is a PSNR that looks good", 1.2),
+    Bar(TRAINED, "consistency", "at least", 0.95, "six views of one solid, as the nearest training object has"),
+    Bar(TRAINED, "one step gain", "at least", 1.0, "the condition decides the layout from pure noise"),
+    Bar(UNSEEN, "tile PSNR", "above the best baseline by", 0.5, "it generalises to other kinds"),
+    Bar(UNSEEN, "tile LPIPS", "at most a copy's times", 1.0, "it generalises to other kinds"),
+)
+
+
+def report(results: dict, bars=BARS) -> tuple[list[str], bool]:
+    """Checks results against the bars of the groups that they have.
+
+    Args:
+        results: by group, its table.
+        bars: to check.
+
+    Returns:
+        Lines of a Markdown table (required, measured, passed), and whether all are met.
+    """
+    lines = ["| group | measure | required | measured | passed | why |", "|---|---|---|---|---|---|"]
+    passed = True
+    for bar in bars:
+        if bar.group not in results:
+            continue
+        required, value, met = bar.check(results[bar.group])
+        passed &= met
+        lines.append(
+            f"| {bar.group} | {bar.measure} | {required} | {value:.3f} | {'yes' if met else 'NO'} | {bar.reason} |"
+        )
+    return lines, passed

@@ -1,0 +1,241 @@
+"""Starting, saving and continuing a training run."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from diffusers import ControlNetModel, DiffusionPipeline, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
+from diffusers.training_utils import EMAModel
+from diffusers.utils import convert_state_dict_to_diffusers
+from torch.distributed.fsdp import FSDPModule
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+from pipeline import Zero123PlusPipeline
+from zero123plus.loading import RUN_FILE, add_lora, checkpoints, find, load_components, run_record
+
+from .mini import SCHEDULE
+
+
+def assemble(checkpoint: str | Path, vision_encoder: str) -> Zero123PlusPipeline:
+    """Zero123++ before any training: Stable Diffusion 2 (v) with a CLIP vision tower beside it.
+
+    Args:
+        checkpoint: folder of Stable Diffusion 2.
+        vision_encoder: folder or Hub name of the tower; its projection is as wide as the prompt's states.
+
+    Raises:
+        ValueError: if either is of another kind.
+    """
+    options = {"dtype": torch.float32, "use_safetensors": True}
+    parts = StableDiffusionPipeline.from_pretrained(checkpoint, safety_checker=None, **options)
+    kind = parts.scheduler.config.prediction_type
+    if kind != "v_prediction":
+        raise ValueError(
+            f"{checkpoint} predicts {kind!r}, but Zero123++ starts from v-prediction: give"
+            " stabilityai/stable-diffusion-2."
+        )
+    tower = CLIPVisionModelWithProjection.from_pretrained(vision_encoder, **options)
+    width = parts.unet.config.cross_attention_dim
+    if tower.config.projection_dim != width:
+        raise ValueError(
+            f"`--vision_encoder` {vision_encoder} projects to {tower.config.projection_dim} channels, but the prompt's"
+            f" states have {width}: give the tower that matches, for Stable Diffusion 2 CLIP ViT-H/14."
+        )
+    return Zero123PlusPipeline(
+        vae=parts.vae,
+        text_encoder=parts.text_encoder,
+        tokenizer=parts.tokenizer,
+        unet=parts.unet,
+        scheduler=EulerAncestralDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing"),
+        vision_encoder=tower,
+        feature_extractor_clip=CLIPImageProcessor.from_pretrained(vision_encoder),
+        feature_extractor_vae=CLIPImageProcessor(
+            size={"shortest_edge": 512},
+            crop_size={"height": 512, "width": 512},
+            resample=2,
+            image_mean=[0.5] * 3,
+            image_std=[0.8] * 3,
+        ),
+    )
+
+
+def load_start(checkpoint: str, vision_encoder: str, pickle: bool = False) -> Zero123PlusPipeline:
+    """Loads what a run starts from, in float32 throughout: Zero123++, a run of it, a LoRA run (whose LoRA is merged),
+    or Stable Diffusion 2.
+    """
+    folder = find(checkpoint, pickle)
+    base = run_record(folder).get("checkpoint") if not (folder / "model_index.json").is_file() else None
+    if base:
+        pipe = load_components(base, torch.float32, pickle)
+        add_lora(pipe, folder)
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+        return pipe
+    if (folder / "model_index.json").is_file():
+        if DiffusionPipeline.load_config(folder)["_class_name"] == "StableDiffusionPipeline":
+            return assemble(folder, vision_encoder)
+    return load_components(checkpoint, torch.float32, pickle)
+
+
+def with_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor], name: str) -> torch.nn.Module:
+    """Returns a module like `module` with those of `weights` whose names begin with `name`. `module` itself, which may
+    be in training, stays as it is.
+    """
+    with torch.device("meta"):
+        diffusers_kind = hasattr(module, "from_config")
+        fresh = type(module).from_config(module.config) if diffusers_kind else type(module)(module.config)
+    part = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+    fresh.load_state_dict(part, assign=True, strict=False)  # strict: buffers like position_ids are not saved
+    return fresh
+
+
+def write_weights(pipe: Zero123PlusPipeline, weights: dict[str, torch.Tensor], folder: Path):
+    """Writes what was trained: a ControlNet, LoRA layers, or the whole pipeline.
+
+    Args:
+        pipe: that the training began with.
+        weights: of a [`loss.Denoiser`].
+        folder: to write into.
+    """
+    if pipe.controlnet is not None:
+        with_weights(pipe.controlnet, weights, "controlnet").save_pretrained(folder)
+    elif getattr(pipe.unet, "peft_config", None):
+        layers = {
+            name.removeprefix("unet.").replace(".default.", "."): value
+            for name, value in weights.items()
+            if "lora_" in name
+        }
+        pipe.save_lora_weights(folder, unet_lora_layers=convert_state_dict_to_diffusers(layers))
+    else:
+        parts = {name: with_weights(getattr(pipe, name), weights, name) for name in ("unet", "vision_encoder")}
+        options = {
+            name: pipe.config[name]
+            for name in pipe.config
+            if name.startswith(("view_", "default_"))  # cameras, steps and guidance scale
+        }
+        ramp = weights["ramp"].tolist()
+        Zero123PlusPipeline(**{**pipe.components, **parts}, **options, ramping_coefficients=ramp).save_pretrained(
+            folder
+        )
+
+
+@contextlib.contextmanager
+def gathered(model: torch.nn.Module):
+    """With FSDP, gathers the weights, so that a part of the model can be called by itself."""
+    sharded = isinstance(model, FSDPModule)
+    if sharded:
+        model.unshard()
+    yield
+    if sharded:
+        model.reshard()
+
+
+class Run:
+    """The folder of a run: its checkpoints, its log, and what it is a run of.
+
+    Args:
+        output: the folder.
+        accelerator: of the run, after `prepare`.
+        record: what the run is, written into every checkpoint. A run that continues must have the same.
+        keep: how many of the newest checkpoints stay.
+
+    Raises:
+        ValueError: if the folder holds a run with another record.
+    """
+
+    def __init__(self, output: Path, accelerator: Accelerator, record: dict, keep: int):
+        self.output, self.accelerator, self.record, self.keep = output, accelerator, record, keep
+        done = checkpoints(output)
+        self.newest = done[-1] if done else None
+        for name, value in run_record(self.newest).items() if done else ():
+            if name in record and value != record[name]:
+                raise ValueError(
+                    f"{output} holds a run with {name} {value!r}, but {record[name]!r} is asked for now: continue with"
+                    " the same, or choose another --output."
+                )
+
+    @property
+    def rank(self) -> int:
+        """The process whose EMA this one has: its own with FSDP, where each has a share of the parameters, else the
+        first's.
+        """
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        return self.accelerator.process_index if sharded else 0
+
+    def restore(self, ema: EMAModel, optimizer) -> int:
+        """Loads the newest checkpoint and returns its step; 0 without any."""
+        if self.newest is None:
+            return 0
+        state, device = self.newest / "state", self.accelerator.device
+        self.accelerator.load_state(state)
+        averages = torch.load(state / f"ema-{self.rank}.pt", map_location=device, weights_only=True)
+        ema.load_state_dict(averages)
+        own = state / f"optimizer-{self.accelerator.process_index}.pt"
+        if own.is_file():
+            optimizer.load_state_dict(torch.load(own, map_location=device, weights_only=True))
+        return int(self.newest.name[11:])
+
+    def save(self, pipe: Zero123PlusPipeline, model, ema: EMAModel, optimizer, step: int, forever: bool = False):
+        """Writes `checkpoint-STEP`, which appears whole or not at all, and removes all but the newest.
+
+        Args:
+            pipe: that the training began with.
+            model: in training.
+            ema: the averages of its parameters, which are what the checkpoint holds.
+            optimizer: whose state is each process's own where it is shared out.
+            step: of the run.
+            forever: whether later checkpoints leave this one alone.
+        """
+        accelerator, output = self.accelerator, self.output
+        partial, target = output / "checkpoint.partial", output / f"checkpoint-{step}"
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(partial / "state")
+        if accelerator.process_index == self.rank:
+            torch.save(ema.state_dict(), partial / "state" / f"ema-{self.rank}.pt")
+        if getattr(optimizer.optimizer, "world_size", 1) > 1:
+            torch.save(optimizer.state_dict(), partial / "state" / f"optimizer-{accelerator.process_index}.pt")
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        ema.store(parameters)
+        ema.copy_to(parameters)
+        weights = accelerator.get_state_dict(model)
+        accelerator.wait_for_everyone()  # all have written their state
+        if accelerator.is_main_process:
+            write_weights(pipe, weights, partial)
+            (partial / RUN_FILE).write_text(
+                json.dumps({**self.record, "step": step, "kept": forever}, indent=2) + "\n"
+            )
+            if target.exists():
+                shutil.rmtree(target)
+            partial.rename(target)
+            for old in checkpoints(output)[: -self.keep]:
+                if not run_record(old).get("kept"):
+                    shutil.rmtree(old)
+        ema.restore(parameters)
+        accelerator.wait_for_everyone()
+
+    def open_log(self, step: int):
+        """Opens the log of a run that continues after `step`, without the lines that were written beyond it."""
+        path = self.output / "log.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                lines += [line] if json.loads(line)["step"] <= step else []
+            except json.JSONDecodeError:  # killed while writing
+                pass
+        fresh = path.with_suffix(".new")
+        fresh.write_text("".join(f"{line}\n" for line in lines))
+        fresh.rename(path)
+        return open(path, "a", buffering=1)
+
+
+def load_controlnet_start(pipe: Zero123PlusPipeline, name: str | None) -> ControlNetModel:
+    """Adds the ControlNet that a run starts from: a given one, or a copy of the UNet's encoder."""
+    start = ControlNetModel.from_pretrained(find(name), use_safetensors=True) if name else None
+    return pipe.add_controlnet(start)

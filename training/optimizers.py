@@ -1,0 +1,63 @@
+"""The optimizers of `training.train`: AdamW, AdamW with 8-bit states, and Muon."""
+
+import torch
+from diffusers.optimization import get_scheduler
+from transformers.optimization import get_wsd_schedule
+
+ADAM_BETAS = (0.9, 0.99)  # of Muon's AdamW part
+
+
+def is_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Whether Muon updates a parameter: all weight matrices and convolutions but those at the model's ends."""
+    ends = ("conv_in", "conv_out", "embeddings", "time_embed.weight")
+    return parameter.ndim >= 2 and not any(part in name for part in ends)
+
+
+def build_optimizer(name: str, named: dict[str, torch.nn.Parameter], learning_rate: float, num_processes: int):
+    """Makes an optimizer.
+
+    Args:
+        name: "adamw", "adamw-8bit" (of the package bitsandbytes) or "muon" (of the package pytorch-optimizer; Jordan
+            2024, with the update scaled as in arXiv 2502.16982). Muon has AdamW at half its rate for vectors and for
+            the ends of the model. With several processes each updates a share of the matrices and sends them to the
+            others.
+        named: the parameters, by name.
+        learning_rate: peak, of Muon's or AdamW's updates.
+        num_processes: of the run.
+
+    Raises:
+        ValueError: if the package is missing.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(named.values(), lr=learning_rate, weight_decay=1e-2)
+    try:
+        if name == "adamw-8bit":
+            from bitsandbytes.optim import AdamW8bit
+
+            return AdamW8bit(named.values(), lr=learning_rate, weight_decay=1e-2)
+        from pytorch_optimizer import DistributedMuon, Muon
+    except ImportError as error:
+        package = {"adamw-8bit": "bitsandbytes", "muon": "pytorch-optimizer"}[name]
+        raise ValueError(
+            f"`--optimizer {name}` needs the package {package}: `pip install {package}`, or leave it out."
+        ) from error
+    shapes, vectors = {}, []
+    for key, parameter in named.items():
+        (shapes.setdefault(parameter.shape, []) if is_matrix(key, parameter) else vectors).append(parameter)
+    # Matrices of one shape a group: processes send each other matrices of equal shape at a time
+    groups = [
+        {"params": matrices, "lr": learning_rate, "weight_decay": 1e-2, "use_muon": True, "use_adjusted_lr": True}
+        for matrices in shapes.values()
+    ]
+    adam = {"lr": learning_rate / 2, "betas": ADAM_BETAS, "weight_decay": 1e-2, "use_muon": False}
+    groups += [{"params": vectors, **adam}] if vectors else []
+    return (DistributedMuon if num_processes > 1 else Muon)(groups)
+
+
+def build_schedule(name: str, optimizer, warmup_steps: int, steps: int, decay_steps: int):
+    """Makes a learning-rate schedule: one of diffusers' by name, or "decay", which is constant after the warm-up and
+    falls linearly to 0 in the last `decay_steps`.
+    """
+    if name == "decay":
+        return get_wsd_schedule(optimizer, warmup_steps, decay_steps, num_training_steps=steps, decay_type="linear")
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=steps)

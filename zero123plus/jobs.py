@@ -1,0 +1,176 @@
+"""Views of many pictures: in batches, here or on a Ray cluster. A picture that fails does not stop the others."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import fsspec
+import PIL.Image
+import torch
+
+from pipeline import load_pictures
+
+from . import results
+from .loading import ROOT, load_pipeline
+from .pictures import prepare, read_picture
+from .preview import Preview
+
+Job = tuple[str, str]  # a picture's path or URL, and the name of its result
+
+
+@dataclass
+class Settings:
+    """What is made of each picture.
+
+    Args:
+        output: folder or URL to write to.
+        load: arguments of [`loading.load_pipeline`].
+        call: arguments of the pipeline that are the same for all.
+        seed: of every picture.
+        remove_background: whether to cut the object out.
+        foreground_ratio: see [`pictures.recentre`]; None leaves the object where it is.
+        exports: keys of `exports.EXPORTS`.
+        preview: whether to show the first picture of a batch while its views form.
+        overwrite: whether earlier results may be replaced.
+        resume: whether earlier results are kept.
+    """
+
+    output: str
+    load: dict
+    call: dict
+    seed: int = 0
+    remove_background: bool = False
+    foreground_ratio: float | None = None
+    exports: tuple[str, ...] = ()
+    preview: bool = False
+    overwrite: bool = False
+    resume: bool = False
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class Generator:
+    """Makes and writes the views of pictures. It holds the pipeline, so that each worker loads it once."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.pipe = load_pipeline(**settings.load)
+
+    def __call__(self, jobs: list[Job], progress: bool = False) -> list[dict]:
+        """Makes the views of one batch.
+
+        Args:
+            jobs: as [`pictures.find_pictures`] gives them.
+            progress: whether to show a bar of the denoising steps.
+
+        Returns:
+            For each picture `picture`, `name` and `error`, a line or None.
+        """
+        errors, batch = {}, []
+        for url, name in jobs:
+            try:
+                batch.append((name, self.read(url)))
+            except (ImportError, OSError, ValueError) as error:
+                errors[name] = describe(error)
+        errors |= self.try_batch(batch, progress)
+        return [{"picture": url, "name": name, "error": errors.get(name)} for url, name in jobs]
+
+    def try_batch(self, batch: list[tuple[str, PIL.Image.Image]], progress: bool) -> dict[str, str]:
+        """Makes the views of named pictures; one at a time where all at once do not fit the memory. Returns the error
+        of each that failed.
+        """
+        if not batch:
+            return {}
+        try:
+            return self.generate(batch, progress)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if len(batch) == 1:
+                return {batch[0][0]: f"{batch[0][0]}: out of memory ({describe(error)})"}
+        except (OSError, TypeError, ValueError) as error:
+            return {name: f"{name}: {describe(error)}" for name, _ in batch}
+        errors = {}
+        for item in batch:
+            errors |= self.try_batch([item], progress)
+        return errors
+
+    def read(self, url: str) -> PIL.Image.Image:
+        """Opens and prepares a picture.
+
+        Raises:
+            ImportError, OSError, ValueError: if it cannot be read or prepared.
+        """
+        try:
+            with fsspec.open(url) as file:
+                picture = read_picture(file, url)
+        except OSError as error:
+            raise ValueError(f"{url} cannot be read: {describe(error)}") from error
+        try:
+            picture = prepare(picture, self.settings.remove_background, self.settings.foreground_ratio)
+        except ValueError as error:
+            raise ValueError(f"{url}: {error}") from error
+        return load_pictures(picture, url)[0]
+
+    def generate(self, batch: list[tuple[str, PIL.Image.Image]], progress: bool) -> dict[str, str]:
+        """Makes the views of named pictures and writes them. Returns the error of each that could not be written."""
+        settings, pictures = self.settings, [picture for _, picture in batch]
+        self.pipe.set_progress_bar_config(desc=batch[0][0], disable=not progress)
+        preview = results.PreviewFile(settings.output, batch[0][0]) if settings.preview else None
+        callback = Preview(self.pipe, pictures[0], lambda step, tile: preview.write(tile)) if preview else None
+        try:
+            made = self.pipe(
+                pictures,
+                **settings.call,
+                generator=[torch.Generator().manual_seed(settings.seed) for _ in batch],
+                callback_on_step_end=callback,
+            )
+        finally:
+            if preview:
+                preview.close()
+        errors = {}
+        for (name, _), tile, views in zip(batch, made.images, made.views):
+            write = partial(results.write_result, pipe=self.pipe, tile=tile, views=views, exports=settings.exports)
+            try:
+                results.put_result(write, settings.output, name, settings.overwrite, settings.resume)
+            except (OSError, ValueError) as error:
+                errors[name] = f"{name}: {describe(error)}"
+        return errors
+
+
+class RayGenerator(Generator):
+    """[`Generator`] as Ray Data calls it, with rows of plain text in and out."""
+
+    def __call__(self, row: dict) -> dict:
+        jobs = json.loads(row["jobs"])
+        # A worker that was lost may have done some of them
+        left = [job for job in jobs if self.settings.overwrite or not results.is_done(self.settings.output, job[1])]
+        done = [{"picture": url, "name": name, "error": None} for url, name in jobs if [url, name] not in left]
+        return {"results": json.dumps(done + super().__call__(left))}
+
+
+def run_here(batches: list[list[Job]], settings: Settings) -> Iterator[list[dict]]:
+    """Yields the results of each batch."""
+    generator = Generator(settings)
+    for batch in batches:
+        yield generator(batch, progress=len(batches) == 1)
+
+
+def run_on_ray(batches: list[list[Job]], settings: Settings, address: str, workers: int) -> Iterator[list[dict]]:
+    """Yields the results of each batch from a Ray cluster; a batch whose worker is lost is done by another."""
+    import ray
+
+    environment = {"working_dir": str(ROOT), "excludes": [".git", "out", "data"]}
+    ray.init(address=address, log_to_driver=False, runtime_env=environment)
+    rows = ray.data.from_items([{"jobs": json.dumps(batch)} for batch in batches], override_num_blocks=len(batches))
+    done = rows.map(
+        RayGenerator,
+        fn_constructor_args=(settings,),
+        concurrency=workers,
+        num_gpus=1 if str(settings.load.get("device")).startswith("cuda") else None,
+    )
+    for row in done.iter_rows():
+        yield json.loads(row["results"])
+    ray.shutdown()

@@ -1,0 +1,267 @@
+"""Loading a checkpoint, ready to call: from a folder, a training run or the Hub, without running code of it."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import ControlNetModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
+
+from pipeline import CAMERAS, Zero123PlusPipeline
+
+ROOT = Path(__file__).resolve().parent.parent  # of this repository, which is the checkpoint that ships with it
+LORA_FILE = "pytorch_lora_weights.safetensors"
+RUN_FILE = "run.json"  # what a training run says of itself in each of its checkpoints
+WEIGHTS = ("*.json", "*.txt", "*.model", "*.safetensors")
+VARIANTS = ("*.fp16.*", "*non_ema*", "*onnx*", "*openvino*", "*flax*")  # not downloaded
+DTYPES = ("float32", "float16", "bfloat16")
+DEVICE_HELP = "cuda, mps or cpu; the first of these that is there, if missing"
+
+
+def choose_device(device: str | None = None) -> str:
+    """Checks that a device is there; without a name takes cuda, else mps, else cpu.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    there = [name for name, ok in (("cuda", torch.cuda.is_available()), ("mps", torch.mps.is_available())) if ok]
+    if device is None:
+        return (there or ["cpu"])[0]
+    kind, _, index = device.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if kind not in (*there, "cpu") or (index and not (index.isdecimal() and int(index) < count)):
+        raise ValueError(f"`--device` is {device!r}, but there is only {', '.join([*there, 'cpu'])} on this machine.")
+    return device
+
+
+def choose_dtype(device: str, dtype: str | None = None) -> torch.dtype:
+    """A dtype by its name; without one float16 on cuda, else float32."""
+    return getattr(torch, dtype or ("float16" if device.startswith("cuda") else "float32"))
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The folders `checkpoint-STEP` of a training run, oldest first. They appear by a rename, so all are complete."""
+    found = [path for path in Path(run).glob("checkpoint-*") if path.name[11:].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name[11:]))
+
+
+def find(name: str | Path, pickle: bool = False) -> Path:
+    """The local folder of a checkpoint.
+
+    Args:
+        name: a folder, a training run's folder (of which the newest checkpoint is taken), or a Hub name, whose weights
+            and configurations are downloaded.
+        pickle: whether to download .bin files too.
+
+    Raises:
+        ValueError: if there is no such folder, and it cannot be downloaded.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return (checkpoints(folder) or [folder])[-1]
+    if folder.exists():
+        raise ValueError(f"{name} is a file, but a checkpoint is a folder or a Hub name.")
+    patterns = [*WEIGHTS, "*.bin"] if pickle else list(WEIGHTS)
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=patterns, ignore_patterns=list(VARIANTS)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{name} is no folder here, and cannot be had from the Hub ({' '.join(str(error).split())[:200]}): check"
+            " the name, the network, and that the folder HF_HOME names can be written to."
+        ) from error
+
+
+def check_kind(folder: Path, name: str | Path):
+    """Checks that a folder holds a pipeline of Zero123++.
+
+    Raises:
+        ValueError: saying what it holds instead, and what to do.
+    """
+    if (folder / "model_index.json").is_file():
+        kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+        kind = kind[-1] if isinstance(kind, list) else kind
+        if kind == "Zero123PlusPipeline":
+            return
+        raise ValueError(
+            f"{name} holds a {kind}, but a Zero123PlusPipeline is needed. Stable Diffusion 2 becomes one by training:"
+            " `python -m training.train --phase 1 --checkpoint ...`."
+        )
+    if (folder / "config.json").is_file():
+        kind = json.loads((folder / "config.json").read_text()).get("_class_name", "model of transformers")
+        remedy = "give it as `--controlnet`" if kind == "ControlNetModel" else "give the folder above it"
+        raise ValueError(f"{name} holds a {kind}, but a whole Zero123PlusPipeline is needed: {remedy}.")
+    raise ValueError(
+        f"{name} holds no model_index.json: it is no checkpoint of a pipeline. Give the folder that has it, or a run"
+        " of training.train."
+    )
+
+
+def check_weights(folder: Path, pickle: bool):
+    """Checks that all weights are in safetensors.
+
+    Raises:
+        ValueError: if a component has only a file that is stored with pickle, which can run code when it is read.
+    """
+    if pickle:
+        return
+    for path in sorted(folder.glob("*/*.bin")):
+        if not list(path.parent.glob("*.safetensors")):
+            raise ValueError(
+                f"{path} is stored with pickle, which can run code when it is read: convert it (load it where it is"
+                " trusted, and `save_pretrained`), or pass `--pickle` if you trust its source."
+            )
+
+
+def run_record(folder: Path) -> dict:
+    """What a training run wrote about itself beside its weights; empty for other folders."""
+    path = folder / RUN_FILE
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def load_components(name: str | Path, dtype: torch.dtype, pickle: bool = False, **options) -> Zero123PlusPipeline:
+    """Loads a pipeline whose components all have one dtype. No code of the checkpoint runs.
+
+    Args:
+        name: see [`find`].
+        dtype: of all components.
+        pickle: whether weights may be stored with pickle.
+        options: components or configuration that replace the checkpoint's.
+
+    Raises:
+        ValueError: if it is of another kind, names components of its own code, or has weights stored with pickle.
+    """
+    folder = find(name, pickle)
+    check_kind(folder, name)
+    check_weights(folder, pickle)
+    try:
+        return Zero123PlusPipeline.from_pretrained(
+            folder, dtype=dtype, use_safetensors=None if pickle else True, **options
+        )
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+
+
+def load_pipeline(
+    checkpoint: str | Path | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    cameras: str | None = None,
+    lora: str | Path | None = None,
+    lora_scale: float = 1.0,
+    pickle: bool = False,
+) -> Zero123PlusPipeline:
+    """Loads a checkpoint with the "trailing" time steps that Zero123++ is used with.
+
+    Args:
+        checkpoint: see [`find`]; the one in this repository by default. A LoRA run is its LoRA on the checkpoint that
+            it was trained from.
+        device: see [`choose_device`].
+        dtype: one of `DTYPES`; see [`choose_dtype`].
+        cameras: a key of `pipeline.CAMERAS`, for a checkpoint that does not say its cameras.
+        lora: folder, run or Hub name of a LoRA.
+        lora_scale: its strength.
+        pickle: whether weights may be stored with pickle.
+
+    Raises:
+        ValueError: if it cannot be loaded, or `cameras` contradict the checkpoint.
+    """
+    name = ROOT if checkpoint is None else checkpoint
+    device = choose_device(device)
+    folder = find(name, pickle)
+    if (folder / LORA_FILE).is_file() and lora is None:
+        name, lora = run_record(folder).get("checkpoint"), folder
+        if name is None:
+            raise ValueError(f"{folder} holds a LoRA alone: give it as `--lora`, and its base as `--checkpoint`.")
+    pipe = load_components(name, choose_dtype(device, dtype), pickle)
+    if cameras is not None:
+        set_cameras(pipe, cameras, name)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    if lora is not None:
+        add_lora(pipe, lora, lora_scale)
+    return pipe.to(device)
+
+
+def set_cameras(pipe: Zero123PlusPipeline, preset: str, name: str | Path):
+    """Gives a pipeline the cameras of a preset, a key of `pipeline.CAMERAS`.
+
+    Raises:
+        ValueError: if the checkpoint says that it has others.
+    """
+    wanted = CAMERAS[preset]
+    if pipe.cameras_are_known and not same_cameras(pipe.cameras, wanted):
+        raise ValueError(f"`--cameras` is {preset}, but {name} says that it has other cameras: {pipe.cameras}.")
+    pipe.register_to_config(
+        view_azimuths=list(wanted.azimuths), view_elevations=list(wanted.elevations), view_fov=wanted.fov
+    )
+
+
+def same_cameras(one, other) -> bool:
+    """Whether two `pipeline.Cameras` agree within a hundredth of a degree, to which model cards round."""
+    pairs = zip((*one.azimuths, *one.elevations, one.fov), (*other.azimuths, *other.elevations, other.fov))
+    return all(abs(a - b) < 0.01 for a, b in pairs)
+
+
+def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
+    """Adds a LoRA to a pipeline's UNet.
+
+    Args:
+        pipe: changed in place.
+        name: folder, run or Hub name of a LoRA, or its file.
+        scale: its strength.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(name)
+    folder, weight_name = (path.parent, path.name) if path.is_file() else (find(name), LORA_FILE)
+    if not (folder / weight_name).is_file():
+        raise ValueError(f"`--lora` {name} has no {weight_name}.")
+    pipe.load_lora_weights(str(folder), weight_name=weight_name, use_safetensors=True)
+    pipe.set_adapters(pipe.get_active_adapters(), scale)
+
+
+def load_controlnet(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0) -> ControlNetModel:
+    """Adds a ControlNet to a pipeline, in the dtype and on the device of its UNet.
+
+    Args:
+        pipe: changed in place.
+        name: see [`find`].
+        scale: of what it adds.
+
+    Raises:
+        ValueError: if it is of another kind, or was trained for other cameras than the pipeline's.
+    """
+    folder = find(name)
+    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+    if config.get("_class_name") != "ControlNetModel":
+        raise ValueError(f"`--controlnet` {name} holds no ControlNetModel: give a folder that has its config.json.")
+    preset = run_record(folder).get("cameras")
+    if preset and not same_cameras(pipe.cameras, CAMERAS[preset]):
+        raise ValueError(
+            f"`--controlnet` {name} was trained for the cameras of {preset}, but the checkpoint has {pipe.cameras}."
+        )
+    return pipe.add_controlnet(ControlNetModel.from_pretrained(folder, use_safetensors=True), scale)
+
+
+def add_checkpoint_options(add):
+    """Adds the options of [`load_pipeline`] to a command; `add` is `parser.add_argument`."""
+    add("--checkpoint", help="folder, training run or Hub name; the one in this repository if missing")
+    add("--cameras", choices=CAMERAS, help="for a checkpoint that does not say its own")
+    add("--lora", help="folder, training run or Hub name of a LoRA for the UNet")
+    add("--lora-scale", "--lora_scale", type=float, default=1.0, help="strength of the LoRA")
+    add("--pickle", action="store_true", help="also read weights stored with pickle, which can run code")
+    add("--device", help=DEVICE_HELP)
+
+
+def load_from_options(options, dtype: str | None = None) -> Zero123PlusPipeline:
+    """[`load_pipeline`] with the options that [`add_checkpoint_options`] adds."""
+    return load_pipeline(
+        options.checkpoint,
+        options.device,
+        dtype,
+        options.cameras,
+        options.lora,
+        options.lora_scale,
+        options.pickle,
+    )

@@ -1,0 +1,318 @@
+"""Pictures: finding and reading them, cutting the object out, centring it, and tiles to control it with."""
+
+import functools
+import logging
+from pathlib import PurePosixPath
+
+import fsspec
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from fsspec.implementations.local import LocalFileSystem
+from scipy import ndimage
+
+from pipeline import COLUMNS, ENCODED_EDGE, GREY, MAX_EDGE, ROWS
+
+logger = logging.getLogger(__name__)
+
+MAX_PIXELS = 100_000_000  # of a file that is read
+# What people have pictures in: PIL's names of the formats, recognised by content, and the suffixes that folders are
+# searched for. PIL knows many more, some of which start other programs.
+FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"]
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif"}
+HEIF_SUFFIXES = {".heic", ".heif"}
+try:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    FORMATS, SUFFIXES = [*FORMATS, "HEIF"], SUFFIXES | HEIF_SUFFIXES
+except ImportError:
+    pass
+
+REMBG_MODEL = "u2net"  # Apache-2.0; the default of newer versions of rembg is not for commercial use
+CUT_OUT_SHARE = 0.02  # of transparent pixels from which a picture counts as cut out
+
+
+# ---- Finding ----
+
+
+def find_pictures(given: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Finds the pictures that files, folders (with those below), patterns and URLs name.
+
+    Returns:
+        For each picture its path or URL and the name of its result's folder: in a folder its relative path, else its
+        stem. And the files of folders that are left out, because their suffix is no picture's.
+
+    Raises:
+        ValueError: if one names no picture, a name cannot be a folder's, or two results would have one name or lie
+            within each other.
+    """
+    found, left_out = {}, []
+    for name in given:
+        try:
+            fs, path = fsspec.core.url_to_fs(name)
+        except ImportError as error:
+            raise ValueError(f"{name} needs another package: {error}.") from error
+        if fs.isdir(path):
+            files = [p for p in sorted(fs.find(path)) if not PurePosixPath(p).name.startswith(".")]
+            paths = [p for p in files if PurePosixPath(p).suffix.lower() in SUFFIXES]
+            left_out += sorted(set(files) - set(paths))
+            keys = [str(PurePosixPath(p).relative_to(path).with_suffix("")) for p in paths]
+        else:
+            paths = sorted(fs.glob(path)) if set(name) & set("*?[") and not fs.exists(path) else [path]
+            keys = [PurePosixPath(p).stem for p in paths]
+        if not paths:
+            raise ValueError(f"{name} has no pictures{describe_left_out(left_out)}.")
+        rest = "".join(name.partition("::")[1:])  # the archive of a chained URL
+        for path, key in zip(paths, keys):
+            url = path if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path) + rest
+            check_key(key, url)
+            if found.setdefault(key, url) != url:
+                raise ValueError(f"{url} and {found[key]} would both be written to {key}: rename one.")
+    for key, url in found.items():
+        for parent in PurePosixPath(key).parents:
+            if str(parent) in found:
+                raise ValueError(
+                    f"{url} would be written to {key}, inside of the result of {found[str(parent)]}: rename one."
+                )
+    return [(url, key) for key, url in found.items()], left_out
+
+
+def describe_left_out(left_out: list[str]) -> str:
+    """A clause that counts and names the files that are left out; empty without any."""
+    if not left_out:
+        return ""
+    names = ", ".join(PurePosixPath(path).name for path in left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+    heif = any(PurePosixPath(path).suffix.lower() in HEIF_SUFFIXES for path in left_out)
+    return f" ({len(left_out)} files are left out: {names}{'; `pip install pillow-heif` reads HEIC' if heif else ''})"
+
+
+def check_key(key: str, url: str):
+    """Checks that a result's name is a path below the output.
+
+    Raises:
+        ValueError: if a part of it is empty, `.` or `..`.
+    """
+    if not key or {"", ".", ".."} & set(key.split("/")):
+        raise ValueError(f"{url} would be written to {key!r}, which is no name of a folder: rename it.")
+
+
+# ---- Reading ----
+
+
+def read_picture(file, name: str) -> PIL.Image.Image:
+    """Reads a picture, upright as its EXIF orientation says.
+
+    Args:
+        file: a path or a binary file.
+        name: to use in messages.
+
+    Raises:
+        ValueError: if it cannot be read as a picture of `FORMATS`, or is larger than `MAX_PIXELS` or `MAX_EDGE`.
+    """
+    try:
+        with PIL.Image.open(file, formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS or max(width, height) > MAX_EDGE:
+                raise ValueError(
+                    f"it has {width} x {height} pixels, but at most {MAX_PIXELS // 10**6} million, and {MAX_EDGE} a"
+                    " side, are read; shrink it first"
+                )
+            picture.load()
+            return PIL.ImageOps.exif_transpose(picture)
+    except Exception as error:  # decoders raise whatever they like on damaged files
+        reason = "it is no picture of " + ", ".join(FORMATS)
+        if not isinstance(error, PIL.UnidentifiedImageError):
+            reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name} cannot be read as a picture: {reason}.") from error
+
+
+# ---- Cutting out and centring ----
+
+
+@functools.cache
+def rembg_session():
+    """Loads rembg's model, once.
+
+    Raises:
+        ValueError: if the package is missing or its model cannot be had.
+    """
+    try:
+        import rembg
+    except (ImportError, SystemExit) as error:  # without onnxruntime rembg exits
+        raise ValueError("Removing backgrounds needs the package rembg: pip install 'rembg[cpu]'.") from error
+    try:
+        return rembg.new_session(REMBG_MODEL)
+    except Exception as error:  # whatever its download raises
+        raise ValueError(
+            f"rembg's model cannot be had ({error}): put it where rembg looks for it (U2NET_HOME), or give pictures"
+            " with transparency."
+        ) from error
+
+
+def is_cut_out(rgba: PIL.Image.Image) -> bool:
+    """Whether a share of at least `CUT_OUT_SHARE` of an RGBA picture is transparent."""
+    return float((np.asarray(rgba)[..., 3] < 128).mean()) >= CUT_OUT_SHARE
+
+
+def remove_background(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Returns the picture as RGBA without its background. One that is cut out already stays what it is."""
+    rgba = picture.convert("RGBA")
+    if is_cut_out(rgba):
+        return rgba
+    session = rembg_session()
+    import rembg
+
+    return rembg.remove(rgba, session=session)
+
+
+def recentre(picture: PIL.Image.Image, ratio: float) -> PIL.Image.Image:
+    """Crops to what is not transparent and centres it on a transparent square of at most `ENCODED_EDGE` pixels.
+
+    Args:
+        picture: with transparency.
+        ratio: the object's larger side as a share of the square's, in (0, 1].
+
+    Raises:
+        ValueError: if the ratio is out of range, nothing is opaque, or everything is.
+    """
+    if not 0 < ratio <= 1:
+        raise ValueError(f"`foreground_ratio` is {ratio}, but must be above 0 and at most 1.")
+    rgba = picture.convert("RGBA")
+    if not is_cut_out(rgba):
+        raise ValueError("Recentring needs a picture with transparency: remove its background first.")
+    box = rgba.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
+    if box is None:
+        raise ValueError("The picture is transparent everywhere: there is no object in it.")
+    thing = rgba.crop(box)
+    edge = max(thing.size) / ratio
+    if edge > ENCODED_EDGE:
+        thing.thumbnail((max(1, round(ENCODED_EDGE * ratio)),) * 2, PIL.Image.Resampling.LANCZOS)
+        edge = ENCODED_EDGE
+    square = PIL.Image.new("RGBA", (round(edge),) * 2)
+    square.paste(thing, ((square.width - thing.width) // 2, (square.height - thing.height) // 2))
+    return square
+
+
+def prepare(picture: PIL.Image.Image, cut: bool, ratio: float | None) -> PIL.Image.Image:
+    """Applies [`remove_background`] if `cut`, and [`recentre`] if there is a `ratio`."""
+    if cut:
+        picture = remove_background(picture)
+    return picture if ratio is None else recentre(picture, ratio)
+
+
+# ---- Views without their background ----
+
+SOFT = 24  # of 255; the distance to the background's colour at which a pixel is opaque
+
+
+def background_of(view: np.ndarray) -> np.ndarray:
+    """The colour of a view's background, shape (3,): the median of its border. Where less than half of the border is
+    alike, the object reaches over it, and the background is taken to be `GREY`.
+
+    Args:
+        view: float of shape (H, W, 3), in [0, 255].
+    """
+    border = np.concatenate([view[0], view[-1], view[1:-1, 0], view[1:-1, -1]])
+    colour = np.median(border, axis=0)
+    alike = (np.abs(border - colour).max(-1) < SOFT).mean()
+    return colour if alike >= 0.5 else np.full(3, float(GREY))
+
+
+def opacity(view: np.ndarray) -> np.ndarray:
+    """Opacity of a view's pixels, shape (H, W), in [0, 1]: 0 where it is like the background and connected to the
+    border, rising with the difference at the object's edge, and 1 inside of the object, whatever its colour.
+
+    Args:
+        view: float of shape (H, W, 3), in [0, 255].
+    """
+    distance = np.abs(view - background_of(view)).max(-1)
+    # Background is what can be reached from the border without crossing the object
+    labels, _ = ndimage.label(distance < SOFT / 2)
+    outside = np.isin(labels, np.setdiff1d(np.unique(np.r_[labels[0], labels[-1], labels[:, 0], labels[:, -1]]), 0))
+    near = ndimage.binary_dilation(outside)  # the soft edge of the object is one pixel wide
+    soft = np.clip(2 * distance / SOFT - 1, 0, 1)
+    return np.where(outside, 0.0, np.where(near, soft, 1.0))
+
+
+def foreground(views: np.ndarray) -> np.ndarray:
+    """Masks of the objects in views.
+
+    Args:
+        views: float of shape (..., H, W, 3), in [0, 1].
+
+    Returns:
+        Booleans of shape (..., H, W).
+    """
+    flat = views.reshape(-1, *views.shape[-3:]) * 255.0
+    return np.stack([opacity(view) > 0.5 for view in flat]).reshape(views.shape[:-1])
+
+
+def cut_out(view: PIL.Image.Image, name: str = "The view") -> PIL.Image.Image:
+    """Makes a view's background transparent. A warning says where nothing is seen, or nothing of the background."""
+    pixels = np.asarray(view.convert("RGB"))
+    alpha = opacity(pixels.astype(np.float32))
+    if not 0 < (alpha > 0.5).mean() < 0.98:
+        what = "is empty" if (alpha <= 0.5).all() else "shows no background"
+        logger.warning("%s %s: its transparency says nothing about the object.", name, what)
+    return PIL.Image.fromarray(np.dstack([pixels, np.round(255 * alpha).astype(np.uint8)]))
+
+
+# ---- Tiles ----
+
+
+def to_tile(views: np.ndarray) -> np.ndarray:
+    """Joins six views of shape (6, S, S, C) to a tile of shape (3 S, 2 S, C), row-major."""
+    _, size, _, channels = views.shape
+    return (
+        views.reshape(ROWS, COLUMNS, size, size, channels)
+        .swapaxes(1, 2)
+        .reshape(ROWS * size, COLUMNS * size, channels)
+    )
+
+
+def depth_picture(depth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A depth map as the ControlNet sees it: linear, the nearest point 0, the farthest 255, background transparent.
+
+    Args:
+        depth: to the camera's plane, in any unit, shape (H, W).
+        mask: where the object is, shape (H, W).
+
+    Returns:
+        uint8 RGBA of shape (H, W, 4).
+    """
+    low, high = (depth[mask].min(), depth[mask].max()) if mask.any() else (0, 1)
+    grey = np.where(mask, (depth.astype(np.float64) - low) / max(high - low, 1e-9), 0)
+    return np.round(255 * np.stack([grey, grey, grey, mask], axis=-1)).astype(np.uint8)
+
+
+def depth_tile(depths: np.ndarray, masks: np.ndarray, near: str = "small") -> PIL.Image.Image:
+    """Makes the tile that a depth ControlNet expects from depth maps as other programs write them.
+
+    Args:
+        depths: six maps in the order of `camera_poses()`, shape (6, S, S), in any unit: metres, millimetres, or the
+            levels of a picture.
+        masks: where the object is, booleans of shape (6, S, S).
+        near: "small" where near points have small values (depth), "large" where they have large ones (disparity, or
+            pictures in which near is white).
+
+    Returns:
+        RGBA of 2 S x 3 S pixels (width x height), the background transparent.
+
+    Raises:
+        ValueError: if a shape is wrong, a value on the object is not finite, or `near` is another word.
+    """
+    depths, masks = np.asarray(depths, np.float64), np.asarray(masks, bool)
+    count = ROWS * COLUMNS
+    if depths.ndim != 3 or len(depths) != count or depths.shape[1] != depths.shape[2] or masks.shape != depths.shape:
+        raise ValueError(
+            f"`depths` and `masks` have shapes {depths.shape} and {masks.shape}, but both must be ({count}, S, S)."
+        )
+    if near not in ("small", "large"):
+        raise ValueError(f"`near` is {near!r}, but must be 'small' or 'large'.")
+    if not np.isfinite(depths[masks]).all():
+        raise ValueError(
+            "`depths` has values that are not finite where `masks` says that the object is: mask them out."
+        )
+    sign = 1 if near == "small" else -1
+    return PIL.Image.fromarray(to_tile(np.stack([depth_picture(sign * d, m) for d, m in zip(depths, masks)])))

@@ -1,0 +1,185 @@
+"""A picture's folder of results, which appears whole or not at all: tile, views, cameras and exports."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path, PurePosixPath
+
+import fsspec
+import numpy as np
+import PIL.Image
+import PIL.PngImagePlugin
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline import COLUMNS, ROWS
+
+from .exports import EXPORTS
+
+LAST = "cameras.json"  # the last file that is written: a folder that has it is a whole result
+NAMES = {LAST, "tile.png", *(f"view_{i}.png" for i in range(ROWS * COLUMNS)), *EXPORTS}
+SOFTWARE = "zero123plus preview"  # written into previews, which alone may be replaced
+
+
+def join(output: str, name: str) -> str:
+    """Path or URL of `name` in `output`."""
+    return f"{output.rstrip('/') or '/'}/{name}"
+
+
+def is_done(output: str, name: str) -> bool:
+    """Whether a result is there and whole."""
+    fs, path = fsspec.core.url_to_fs(join(output, name))
+    return fs.exists(f"{path}/{LAST}")
+
+
+def check_target(output: str, name: str, overwrite: bool, resume: bool = False) -> bool:
+    """Checks that a result can be written without losing anything.
+
+    Args:
+        output: folder or URL.
+        name: of the result's folder in it.
+        overwrite: whether an earlier result may be replaced.
+        resume: whether an earlier result is to be kept.
+
+    Returns:
+        Whether there is an earlier result, to be kept.
+
+    Raises:
+        ValueError: if something else has the name, the name lies outside of the output or inside of another result, or
+            there is a result and neither `overwrite` nor `resume`.
+    """
+    fs, path = fsspec.core.url_to_fs(join(output, name))
+    local = isinstance(fs, LocalFileSystem)
+    if local:
+        root = Path(output).resolve()
+        if root not in Path(path).resolve().parents:
+            raise ValueError(f"{path} does not lie below {output}: rename the picture, or remove the link.")
+    for parent in PurePosixPath(name).parents[:-1]:
+        if is_done(output, str(parent)):
+            raise ValueError(f"{path} would lie inside of the result {parent}: choose another --output.")
+    if is_done(output, name):
+        if not (overwrite or resume):
+            raise ValueError(f"{path} exists: choose another --output, --overwrite it, or --resume.")
+        return resume and not overwrite
+    if fs.exists(path) and (local or not (overwrite or resume)):
+        # Elsewhere a folder does not appear whole, and a run that was killed leaves a part of it
+        raise ValueError(f"{path} exists and is no result (it has no {LAST}): choose another --output, or move it.")
+    return False
+
+
+def write_result(folder: Path, pipe, tile: PIL.Image.Image, views: list[PIL.Image.Image], exports=(), **extra):
+    """Writes a picture's files into an empty folder.
+
+    Args:
+        folder: that exists.
+        pipe: the pipeline, for its cameras.
+        tile: the six views as one picture.
+        views: the six views.
+        exports: keys of `exports.EXPORTS`.
+        extra: more entries of `cameras.json`.
+    """
+    tile.save(folder / "tile.png")
+    poses = pipe.camera_poses()
+    height, width = views[0].height, views[0].width
+    intrinsics = pipe.camera_intrinsics(height, width)
+    frames = []
+    for i, view in enumerate(views):
+        view.save(folder / f"view_{i}.png")
+        frames.append({"file": f"view_{i}.png", "camera_to_world": poses[i].tolist()})
+    for form in exports:
+        EXPORTS[form](folder / form, views, poses, intrinsics)
+    cameras = {
+        "convention": "OpenGL: +X right, +Y up, looking along -Z; world +Z up, input view at azimuth 0 on +X",
+        "height": height,
+        "width": width,
+        "intrinsics": np.asarray(intrinsics).tolist(),
+        "frames": frames,
+        **extra,
+    }
+    (folder / LAST).write_text(json.dumps(cameras, indent=2) + "\n")
+
+
+def put_result(write, output: str, name: str, overwrite: bool = False, resume: bool = False):
+    """Puts a result in its place, whole: locally by a rename, elsewhere with `cameras.json` last.
+
+    Args:
+        write: is called with an empty local folder, and fills it.
+        output: folder or URL.
+        name: of the result's folder in it.
+        overwrite: whether an earlier result may be replaced. What else lies in its folder is kept.
+        resume: whether a result that has appeared meanwhile is kept without an error.
+
+    Raises:
+        ValueError: as [`check_target`].
+        OSError: if something else has appeared there meanwhile.
+    """
+    if check_target(output, name, overwrite, resume):
+        return
+    fs, path = fsspec.core.url_to_fs(join(output, name))
+    if not isinstance(fs, LocalFileSystem):
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+            if fs.exists(path):
+                fs.rm(path, recursive=True)
+            files = sorted((p for p in Path(folder).rglob("*") if p.is_file()), key=lambda p: p.name == LAST)
+            for file in files:
+                fs.put_file(str(file), f"{path}/{file.relative_to(folder).as_posix()}")
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
+    try:
+        fresh.chmod(0o777 & ~_umask())
+        write(fresh)
+        if overwrite and (target / LAST).exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".old", dir=target.parent))
+            os.rename(target, old)
+            for other in old.iterdir():
+                if other.name not in NAMES and not (fresh / other.name).exists():
+                    other.rename(fresh / other.name)
+            os.rename(fresh, target)
+            shutil.rmtree(old)
+        else:
+            os.rename(fresh, target)  # fails where there is something by now
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+class PreviewFile:
+    """The file `NAME.preview.png`, which shows views while they form and is removed when it is closed.
+
+    Args:
+        output: folder or URL.
+        name: of the result.
+
+    Raises:
+        ValueError: if a file of that name is there and is no preview.
+    """
+
+    def __init__(self, output: str, name: str):
+        self.fs, self.path = fsspec.core.url_to_fs(join(output, f"{name}.preview.png"))
+        if self.fs.exists(self.path):
+            with self.fs.open(self.path, "rb") as file:
+                if SOFTWARE.encode() not in file.read(512):
+                    raise ValueError(f"{self.path} exists and is no preview: move it, or leave --preview out.")
+
+    def write(self, picture: PIL.Image.Image):
+        """Replaces the preview."""
+        self.fs.makedirs(str(PurePosixPath(self.path).parent), exist_ok=True)
+        info = PIL.PngImagePlugin.PngInfo()
+        info.add_text("Software", SOFTWARE)
+        with self.fs.open(f"{self.path}.partial", "wb") as file:
+            picture.save(file, "PNG", pnginfo=info)
+        self.fs.mv(f"{self.path}.partial", self.path)
+
+    def close(self):
+        """Removes the preview."""
+        for path in (self.path, f"{self.path}.partial"):
+            if self.fs.exists(path):
+                self.fs.rm(path)
