@@ -1,0 +1,15 @@
+.PHONY: test lint format mini
+
+test:
+	python -m pytest
+
+lint:
+	ruff check .
+	ruff format --check .
+
+format:
+	ruff check --fix .
+	ruff format .
+
+mini:
+	bash training/run_all.sh
