@@ -31,4 +31,8 @@ def test_files_that_the_readme_names_exist():
 
 def test_the_recipe_for_compiling_is_the_one_that_is_measured():
     recipe = inspect.getsource(compile_pipeline).split('"""')[2].replace(", **options", "")
-    assert textwrap.dedent(recipe).strip() in README
+    assert textwrap.dedent(recipe).strip() in (ROOT / "docs" / "speed.md").read_text()
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
