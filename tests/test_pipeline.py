@@ -2,6 +2,7 @@
 
 import threading
 
+import diffusers
 import numpy as np
 import PIL.Image
 import pytest
@@ -15,6 +16,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 import pipeline
@@ -296,3 +298,98 @@ class TestControlNet:
         assert run(controlled, picture, control_image=tile.resize((64, 96))).isfinite().all()
         with pytest.raises(ValueError, match="`control_image` is 32 x 40"):
             run(controlled, picture, control_image=noise_picture(9, (32, 40)))
+
+
+def model_levels(pipe, run, steps=6):
+    """For each pass of the UNet its mode, time step, and the share of the signal in its input."""
+    seen = []
+
+    def hook(module, args, kwargs):
+        seen.append((kwargs["cross_attention_kwargs"]["reference_mode"], float(args[1]), args[0].clone()))
+
+    handle = pipe.unet.register_forward_pre_hook(hook, with_kwargs=True)
+    run(pipe, noise_picture(), num_inference_steps=steps, guidance_scale=1.0)
+    handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("name", sorted(pipeline.SCHEDULERS))
+def test_every_scheduler_brings_the_reference_to_its_time_step(pipe, run, name):
+    """The reference is a constant far above the noise, so that its mean in the model input is sqrt(alpha_t) of it."""
+    constant = torch.full((1, 4, 4, 4), 1000.0)
+    pipe.prepare_reference_latents = lambda pixels, num_images, *rest: constant.repeat(
+        len(pixels) * num_images, 1, 1, 1
+    )
+    alphas = pipe.scheduler.alphas_cumprod
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    passes = [(t, sample) for mode, t, sample in model_levels(pipe, run) if mode == "write"]
+    assert len(passes) >= 6
+    for t, sample in passes:
+        assert float(sample.mean()) / 1000 == pytest.approx(float(alphas[round(t)]) ** 0.5, abs=0.02), t
+
+
+@pytest.mark.parametrize("name", ("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "LCMScheduler"))
+def test_other_schedulers_are_refused(pipe, picture, run, name):
+    pipe.scheduler = getattr(diffusers, name)()
+    with pytest.raises(ValueError, match=f"The scheduler is a {name}"):
+        run(pipe, picture)
+
+
+def test_latents_are_not_clipped(pipe, picture, run):
+    """DDIM's default is made for pixels."""
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    right = run(pipe, picture, num_inference_steps=4)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=True, clip_sample_range=0.1)
+    assert_same(run(pipe, picture, num_inference_steps=4), right)
+
+
+def test_guidance_rescale_is_equation_16():
+    """Of arXiv 2305.08891: x_cfg std(x_pos) / std(x_cfg), mixed with x_cfg by phi."""
+    negative, positive = torch.randn(2, 1, 4, 6, 4, generator=seeded())
+    cfg = negative + 3 * (positive - negative)
+    expected = 0.7 * cfg * positive.std() / cfg.std() + 0.3 * cfg
+    ours = pipeline.Guidance(3.0, rescale=0.7)(torch.cat([negative, positive]))
+    torch.testing.assert_close(ours, expected)
+
+
+def test_interrupting_one_call_leaves_another(pipe, run):
+    steps, started = {0: [], 1: []}, threading.Barrier(2)
+
+    def work(i):
+        def callback(pipe, step, t, tensors):
+            if step == 0:
+                started.wait(60)
+            steps[i].append(step)
+            if i == 0:
+                pipe._interrupt = True
+            return {}
+
+        run(pipe, noise_picture(i), num_inference_steps=4, callback_on_step_end=callback)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert steps == {0: [0], 1: [0, 1, 2, 3]}
+
+
+def test_diffusers_own_callback_ends_guidance(pipe, picture, run):
+    callback = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0)
+    ours = run(pipe, picture, num_inference_steps=2, callback_on_step_end=callback)
+    assert_same(ours, run(pipe, picture, num_inference_steps=2, guidance_end=0.5))
+
+
+def test_a_callback_may_raise_guidance_and_return_more(pipe, picture, run):
+    def callback(pipe, step, t, tensors):
+        pipe._guidance_scale += 1.0
+        return {**tensors, "more": 1}
+
+    run(pipe, picture, guidance_scale=2.0, callback_on_step_end=callback)
+    assert pipe.guidance_scale == 2.0 + pipe.num_timesteps
+
+
+@pytest.mark.parametrize("name", ("guidance_scale", "guidance_rescale", "eta"))
+def test_numbers_must_be_finite(pipe, picture, run, name):
+    with pytest.raises(ValueError, match=f"`{name}` is or has nan"):
+        run(pipe, picture, **{name: float("nan")})
