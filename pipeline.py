@@ -581,8 +581,14 @@ def pad_to_square(picture: PIL.Image.Image) -> PIL.Image.Image:
     """Centres an RGB picture on a grey square, whose edge has at most `ENCODED_EDGE` pixels."""
     if picture.width == picture.height:
         return picture
-    edge = min(max(picture.size), ENCODED_EDGE)
-    return PIL.ImageOps.pad(picture, (edge, edge), color=(GREY,) * 3)
+    longest = max(picture.size)
+    edge = min(longest, ENCODED_EDGE)
+    if edge < longest:
+        size = [max(1, round(side * edge / longest)) for side in picture.size]
+        picture = picture.resize(size, PIL.Image.Resampling.BICUBIC)
+    square = PIL.Image.new("RGB", (edge, edge), (GREY,) * 3)
+    square.paste(picture, (round((edge - picture.width) / 2), round((edge - picture.height) / 2)))
+    return square
 
 
 def preprocess(processor: CLIPImageProcessor, pictures: list[PIL.Image.Image]) -> torch.Tensor:

@@ -1,0 +1,208 @@
+"""Nothing of the user's is lost, and no code of others runs."""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import noise_picture
+
+from pipeline import Zero123PlusPipeline, load_pictures, pad_to_square
+from zero123plus import loading, pictures, results
+
+
+def write(folder):
+    (folder / "tile.png").write_bytes(b"new")
+    (folder / results.LAST).write_text("{}")
+
+
+@pytest.mark.parametrize("name", ("...png", "a/..png"))
+def test_names_that_lead_out_of_the_output_are_refused(tmp_path, name):
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    noise_picture().save(tmp_path / "in" / name, "PNG")
+    with pytest.raises(ValueError, match="which is no name of a folder"):
+        pictures.find_pictures([str(tmp_path / "in" / name)])
+
+
+def test_a_link_out_of_the_output_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "duck").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="does not lie below"):
+        results.put_result(write, str(tmp_path / "out"), "duck", overwrite=True)
+
+
+def test_only_results_are_replaced(tmp_path):
+    (tmp_path / "Documents").mkdir()
+    (tmp_path / "Documents" / "mine.txt").write_text("precious")
+    with pytest.raises(ValueError, match="is no result"):
+        results.put_result(write, str(tmp_path), "Documents", overwrite=True)
+    assert (tmp_path / "Documents" / "mine.txt").read_text() == "precious"
+
+
+def test_what_appears_meanwhile_is_never_removed(tmp_path):
+    def slowly(folder):
+        write(folder)
+        (tmp_path / "duck").mkdir()
+        (tmp_path / "duck" / "mine.txt").write_text("precious")
+
+    with pytest.raises(OSError):
+        results.put_result(slowly, str(tmp_path), "duck", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["duck"]
+    assert (tmp_path / "duck" / "mine.txt").read_text() == "precious"
+
+
+def test_results_within_each_other_are_refused(tmp_path):
+    for folder, name in (("A/cat", "dog.png"), ("B", "cat.png")):
+        (tmp_path / folder).mkdir(parents=True)
+        noise_picture().save(tmp_path / folder / name)
+    with pytest.raises(ValueError, match="inside of the result"):
+        pictures.find_pictures([str(tmp_path / "A"), str(tmp_path / "B")])
+
+
+def test_concurrent_writers_do_not_collide(tmp_path):
+    errors = []
+
+    def work(i):
+        for k in range(20):
+            try:
+                results.put_result(write, str(tmp_path), f"{k}", resume=True)
+            except OSError as error:  # the other was faster
+                errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(str(k) for k in range(20))
+    assert all((tmp_path / str(k) / results.LAST).exists() for k in range(20))
+
+
+def test_a_file_named_like_the_preview_is_kept(tmp_path):
+    noise_picture().save(tmp_path / "duck.preview.png")
+    with pytest.raises(ValueError, match="is no preview"):
+        results.PreviewFile(str(tmp_path), "duck")
+
+
+def test_chained_urls_keep_their_archive(tmp_path):
+    noise_picture().save(tmp_path / "x.png")
+    archive = shutil.make_archive(str(tmp_path / "a"), "zip", tmp_path, "x.png")
+    (job,), _ = pictures.find_pictures([f"zip://x.png::{archive}"])
+    assert job == (f"zip://x.png::{archive}", "x")
+
+
+def test_formats_are_recognised_by_content(tmp_path):
+    noise_picture().save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="it is no picture of PNG"):
+        pictures.read_picture(tmp_path / "a.png", "a.png")
+
+
+def test_large_pictures(tmp_path):
+    PIL.Image.new("1", (20_000, 1)).save(tmp_path / "wide.png")
+    with pytest.raises(ValueError, match="20000 x 1 pixels"):
+        pictures.read_picture(tmp_path / "wide.png", "wide.png")
+    with pytest.raises(ValueError, match="20000 x 1 pixels"):
+        load_pictures(PIL.Image.new("RGB", (20_000, 1)), "image")
+    assert pad_to_square(PIL.Image.new("RGB", (14_000, 1))).size == (1024, 1024)
+    dot = PIL.Image.new("RGBA", (4000, 4000))
+    dot.paste((255, 0, 0, 255), (0, 0, 900, 100))
+    assert pictures.recentre(dot, 0.01).size == (1024, 1024)
+
+
+def test_premultiplied_grey():
+    grey = PIL.Image.fromarray(np.dstack([np.full((4, 4), 60, np.uint8), np.full((4, 4), 255, np.uint8)]))
+    assert load_pictures(grey.convert("La"), "image")[0].getpixel((0, 0)) == (60, 60, 60)
+
+
+def test_orientation_and_few_transparent_pixels(tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    noise_picture(0, (8, 4)).save(tmp_path / "phone.png", exif=exif)
+    assert pictures.read_picture(tmp_path / "phone.png", "phone").size == (4, 8)
+    rounded = noise_picture(0, (40, 40)).convert("RGBA")
+    rounded.putpixel((0, 0), (0, 0, 0, 0))
+    assert not pictures.is_cut_out(rounded)
+
+
+class TestCheckpoints:
+    @pytest.fixture
+    def folder(self, pipe, tmp_path):
+        pipe.save_pretrained(tmp_path / "checkpoint")
+        return tmp_path / "checkpoint"
+
+    def change(self, folder, **entries):
+        path = folder / "model_index.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+    def test_code_of_a_component_does_not_run(self, folder, tmp_path):
+        self.change(folder, unet=["evil", "UNet2DConditionModel"])
+        (folder / "unet" / "evil.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'w')\nclass UNet2DConditionModel: pass\n"
+        )
+        with pytest.raises(ValueError):
+            loading.load_pipeline(folder, "cpu")
+        assert not (tmp_path / "ran").exists()
+
+    def test_code_of_a_pipeline_does_not_run(self, folder, tmp_path):
+        self.change(folder, _class_name=["pipeline", "Zero123PlusPipeline"])
+        (folder / "pipeline.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+        assert isinstance(loading.load_pipeline(folder, "cpu"), Zero123PlusPipeline)
+        assert not (tmp_path / "ran").exists()
+
+    def test_pickle_is_refused(self, folder, pipe):
+        (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+        torch.save(pipe.unet.state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
+        with pytest.raises(ValueError, match="stored with pickle"):
+            loading.load_pipeline(folder, "cpu")
+        assert loading.load_pipeline(folder, "cpu", pickle=True).unet.dtype == torch.float32
+
+    def test_other_kinds_are_named(self, folder):
+        with pytest.raises(ValueError, match="holds a UNet2DConditionModel"):
+            loading.load_pipeline(folder / "unet", "cpu")
+        self.change(folder, _class_name="StableDiffusionPipeline")
+        with pytest.raises(ValueError, match="holds a StableDiffusionPipeline"):
+            loading.load_pipeline(folder, "cpu")
+
+    def test_cameras_belong_to_weights(self, folder, tmp_path):
+        self.change(folder, view_azimuths=None, view_elevations=None, view_fov=None)
+        assert not loading.load_pipeline(folder, "cpu").cameras_are_known
+        asked = loading.load_pipeline(folder, "cpu", cameras="v1.1")
+        assert asked.cameras.elevations == (30, -20) * 3 and asked.cameras.fov == pytest.approx(49.134, abs=1e-3)
+        named = Path(shutil.copytree(folder, tmp_path / "zero123plus-v1.1"))
+        assert loading.load_pipeline(named, "cpu").cameras.elevations == (30, -20) * 3
+        asked.save_pretrained(tmp_path / "saved")
+        with pytest.raises(ValueError, match="`--cameras` is v1.2"):
+            loading.load_pipeline(tmp_path / "saved", "cpu", cameras="v1.2")
+
+    @pytest.mark.parametrize("device", ("gpu", "cuda:99", "tpu"))
+    def test_devices_that_are_not_there(self, device):
+        with pytest.raises(ValueError, match=f"`--device` is '{device}'"):
+            loading.choose_device(device)
+
+
+def test_the_inside_of_a_grey_ball_stays_opaque():
+    """A ball in greys of 90 to 190, 127 among them, on the background's grey."""
+    rows, columns = np.mgrid[:64, :64] - 31.5
+    inside = np.hypot(rows, columns) < 20
+    shade = np.clip(140 + 2.5 * columns, 90, 190)
+    shade[np.abs(np.hypot(rows, columns) - 19) < 1.5] = 60  # its outline
+    view = np.where(inside, shade, 127)[..., None].repeat(3, -1).astype(np.uint8)
+    alpha = np.asarray(pictures.cut_out(PIL.Image.fromarray(view)))[..., 3] > 127
+    assert (alpha & inside).sum() / (alpha | inside).sum() > 0.97
+
+
+def test_depth_tiles_from_any_unit_and_direction():
+    masks = np.zeros((6, 8, 8), bool)
+    masks[:, 2:6, 2:6] = True
+    depth = np.where(masks, np.arange(8.0)[None, None] + 1000, 0)  # millimetres on black
+    tile = np.asarray(pictures.depth_tile(depth, masks))
+    assert tile.shape == (24, 16, 4) and tile[3, 2, 0] == 0 and tile[3, 5, 0] == 255 and tile[0, 0, 3] == 0
+    assert np.array_equal(np.asarray(pictures.depth_tile(-depth, masks, near="large")), tile)
+    with pytest.raises(ValueError, match="`near` is 'white'"):
+        pictures.depth_tile(depth, masks, near="white")
