@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from accelerate.state import AcceleratorState
 from conftest import assert_differ
 from diffusers import ControlNetModel, DDIMScheduler, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import is_bitsandbytes_available
@@ -261,13 +262,47 @@ def test_a_killed_run_continues(arguments, tmp_path):
     assert losses(tmp_path / "killed") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
 
 
+@pytest.fixture
+def two_processes():
+    """Runs `training.train` in two processes on the CPU."""
+
+    def call(arguments, **environment):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
+        done = subprocess.run(
+            [*launch, "-m", "training.train", *arguments], env=environment, capture_output=True, text=True, timeout=250
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return call
+
+
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one(arguments, tmp_path):
-    train.main(arguments("one", 2))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines"]
-    launch += ["1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "training.train"]
-    subprocess.run([*launch, *arguments("two", 2)], check=True, stderr=subprocess.DEVNULL)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+@pytest.mark.parametrize("optimizer", ("adamw", "muon"))
+def test_two_processes_have_the_losses_of_one(arguments, two_processes, tmp_path, optimizer):
+    if optimizer == "muon":
+        pytest.importorskip("pytorch_optimizer")
+    train.main(arguments("one", 3, "--optimizer", optimizer))
+    two_processes(arguments("two", 3, "--optimizer", optimizer))
+    (checkpoint,) = loading.checkpoints(tmp_path / "two")
+    assert loading.run_record(checkpoint)["processes"] == 2
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_time_limit_ends_both_processes(arguments, two_processes, tmp_path):
+    two_processes(arguments("two", 1000, "--minutes", "0.02"))
+    assert len(loading.checkpoints(tmp_path / "two")) == 1
+
+
+def test_the_launchers_precision_is_taken(arguments, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        train.main(arguments("run", 1))
+        assert AcceleratorState().mixed_precision == "bf16"
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 # accelerate offers FSDP on accelerators alone; PyTorch's works on CPUs as well

@@ -207,9 +207,8 @@ class Run:
         accelerator.wait_for_everyone()  # all have written their state
         if accelerator.is_main_process:
             write_weights(pipe, weights, partial)
-            (partial / RUN_FILE).write_text(
-                json.dumps({**self.record, "step": step, "kept": forever}, indent=2) + "\n"
-            )
+            record = {**self.record, "step": step, "kept": forever, "processes": accelerator.num_processes}
+            (partial / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
             if target.exists():
                 shutil.rmtree(target)
             partial.rename(target)
