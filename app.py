@@ -36,7 +36,7 @@ def read_upload(payload: gr.data_classes.ImageData | None) -> str | None:
     """The path of an uploaded picture.
 
     Raises:
-        gr.Error: if it is larger than `MAX_PIXELS`.
+        gr.Error: if it cannot be opened as a picture or has more than `MAX_PIXELS`.
     """
     if payload is None:
         return None

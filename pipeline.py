@@ -728,6 +728,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self.controlnet_conditioning_scale = 1.0
+        self._warned_of_cameras = False
         self._calls = {}  # by thread: the call that runs in it, or ran in it last
         if unet is not None:
             install_reference_attention(unet)
@@ -792,9 +793,10 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     @property
     def cameras(self) -> Cameras:
-        """The cameras of the six views. A warning says when nothing tells them and those of v1.2 are assumed."""
+        """The cameras of the six views. One warning says when nothing tells them and those of v1.2 are assumed."""
         preset = known_cameras(str(self.config.get("_name_or_path")))
-        if not self.cameras_are_known:
+        if not (self.cameras_are_known or self._warned_of_cameras):
+            self._warned_of_cameras = True
             logger.warning(
                 "The checkpoint does not say its cameras, and those of v1.2 are assumed. For v1.1 pass"
                 " `view_elevations=[30, -20] * 3, view_fov=49.134` to `from_pretrained`, or `--cameras v1.1` to a"

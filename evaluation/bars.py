@@ -18,7 +18,7 @@ class Bar:
     Args:
         group: of held-out objects.
         measure: a column of `evaluate`'s table.
-        kind: how the bound follows from `bound`: "at least" or "at most" that value; "above the best baseline by" that
+        kind: how the bound follows from `bound`: "at least" that value; "above the best baseline by" that
             much; "at most a copy's times" that factor; "between" that value and `upper`.
         bound: the number.
         reason: why this is asked for.
@@ -44,8 +44,6 @@ class Bar:
         value = table[OURS][self.measure]
         if self.kind == "at least":
             return f">= {self.bound:g}", value, value >= self.bound
-        if self.kind == "at most":
-            return f"<= {self.bound:g}", value, value <= self.bound
         if self.kind == "between":
             return f"{self.bound:g} to {self.upper:g}", value, self.bound <= value <= self.upper
         if self.kind == "above the best baseline by":

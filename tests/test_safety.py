@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import noise_picture
 
+import pipeline
 from pipeline import Zero123PlusPipeline, load_pictures, pad_to_square
 from zero123plus import loading, pictures, results
 
@@ -54,6 +55,23 @@ def test_what_appears_meanwhile_is_never_removed(tmp_path):
         results.put_result(slowly, str(tmp_path), "duck", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["duck"]
     assert (tmp_path / "duck" / "mine.txt").read_text() == "precious"
+
+
+def test_a_replacement_that_fails_loses_nothing(tmp_path, monkeypatch):
+    results.put_result(write, str(tmp_path), "duck")
+    (tmp_path / "duck" / "mine.txt").write_text("precious")
+    rename = results.os.rename
+
+    def fail(source, target):
+        if str(source).endswith(".partial"):
+            raise OSError("the disk is gone")
+        rename(source, target)
+
+    monkeypatch.setattr(results.os, "rename", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        results.put_result(write, str(tmp_path), "duck", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["duck"]
+    assert (tmp_path / "duck" / "mine.txt").read_text() == "precious" and (tmp_path / "duck" / results.LAST).exists()
 
 
 def test_results_within_each_other_are_refused(tmp_path):
@@ -169,9 +187,13 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match="holds a StableDiffusionPipeline"):
             loading.load_pipeline(folder, "cpu")
 
-    def test_cameras_belong_to_weights(self, folder, tmp_path):
+    def test_cameras_belong_to_weights(self, folder, tmp_path, monkeypatch):
         self.change(folder, view_azimuths=None, view_elevations=None, view_fov=None)
-        assert not loading.load_pipeline(folder, "cpu").cameras_are_known
+        unknown, said = loading.load_pipeline(folder, "cpu"), []
+        monkeypatch.setattr(pipeline.logger, "warning", said.append)
+        for _ in range(2):  # poses and intrinsics of each result ask for them
+            assert unknown.cameras.elevations == (20, -10) * 3
+        assert len(said) == 1 and "--cameras v1.1" in said[0]
         asked = loading.load_pipeline(folder, "cpu", cameras="v1.1")
         assert asked.cameras.elevations == (30, -20) * 3 and asked.cameras.fov == pytest.approx(49.134, abs=1e-3)
         named = Path(shutil.copytree(folder, tmp_path / "zero123plus-v1.1"))

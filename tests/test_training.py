@@ -364,6 +364,20 @@ def test_adam_8bit_names_its_package(arguments):
         train.main([*arguments("run", 1), "--optimizer", "adamw-8bit"])
 
 
+def test_empty_samples_are_skipped_and_counted(arguments, shards, tmp_path):
+    """Older shards hold objects that no view shows."""
+    with webdataset.TarWriter(str(shards / "shard-00001.tar"), encoder=False) as writer:
+        sample = {"__key__": "ghost-3", "json": json.dumps({"object": "ghost-3"}).encode()}
+        for kind, rows in (("inputs", 1), ("targets", 2)):
+            buffer = io.BytesIO()
+            Image.new("RGBA", (96, 16 * rows)).save(buffer, "WEBP", lossless=True)
+            sample[f"{kind}.webp"] = buffer.getvalue()
+        writer.write(sample)
+    train.main(arguments("run", 9))  # one epoch of 36 samples
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["skipped"] >= 12
+
+
 def test_lora_of_a_controlnet_is_refused(arguments):
     with pytest.raises(SystemExit, match="`--lora_rank` is 2"):
         train_controlnet.main([*arguments("run", 1)[2:], "--lora_rank", "2"])

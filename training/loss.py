@@ -76,8 +76,8 @@ class Encoder:
         with torch.no_grad():
             self.prompt_embeds, _ = pipe.encode_prompt("", device)
             size = pipe.feature_extractor_vae.crop_size
-            black = torch.zeros(1, 3, size["height"], size["width"], device=device, dtype=pipe.vae.dtype)
-            self.negative = pipe.vae.encode(black).latent_dist.mean.float()
+            empty = torch.zeros(1, 3, size["height"], size["width"], device=device, dtype=pipe.vae.dtype)
+            self.negative = pipe.vae.encode(empty).latent_dist.mean.float()
 
     @torch.no_grad()
     def __call__(self, samples: list[dict]) -> dict:

@@ -116,6 +116,20 @@ def validation_tiles(pipe: Zero123PlusPipeline, samples: list[dict]) -> Image.Im
     return Image.fromarray(np.round(np.concatenate(rows) * 255).astype(np.uint8))
 
 
+def readable(dataset: TileDataset, count: int) -> list[int]:
+    """Indices of at most `count` samples, evenly spread over those that can be read."""
+    found = []
+    for i in range(0, len(dataset), max(1, len(dataset) // count)):
+        try:
+            dataset[i]
+            found.append(i)
+        except ValueError:  # the trainer's stream warns of these and counts them
+            pass
+    if not found:
+        raise ValueError("No sample can be read: render again.")
+    return found[:count]
+
+
 def validate(
     pipe: Zero123PlusPipeline, model: Denoiser, loss: Zero123PlusLoss, samples: list[dict], path: Path | None
 ):
@@ -308,7 +322,7 @@ def train(o: argparse.Namespace):
     validation = (
         TileDataset(o.validation, condition=condition) if o.validation else TileDataset(o.data, condition=condition)
     )
-    check = [validation[i] for i in range(0, len(validation), max(1, len(validation) // 16))][:16]
+    check = [validation[i] for i in readable(validation, 16)]
     size = check[0]["tile"].shape[1:]
     accelerator = Accelerator(
         mixed_precision=o.mixed_precision,

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from pathlib import Path, PurePosixPath
 
 import fsspec
@@ -127,28 +128,27 @@ def put_result(write, output: str, name: str, overwrite: bool = False, resume: b
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
+    unique = uuid.uuid4().hex  # two writers of one result do not meet
+    fresh, old = (target.with_name(f".{target.name}-{unique}.{kind}") for kind in ("partial", "old"))
+    fresh.mkdir()
     try:
-        fresh.chmod(0o777 & ~_umask())
         write(fresh)
-        if overwrite and (target / LAST).exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".old", dir=target.parent))
+        replaces = overwrite and (target / LAST).exists()
+        if replaces:
             os.rename(target, old)
-            for other in old.iterdir():
-                if other.name not in NAMES and not (fresh / other.name).exists():
-                    other.rename(fresh / other.name)
-            os.rename(fresh, target)
-            shutil.rmtree(old)
-        else:
+        try:
             os.rename(fresh, target)  # fails where there is something by now
+        except OSError:
+            if replaces and not target.exists():
+                os.rename(old, target)
+            raise
+        if replaces:
+            for other in old.iterdir():
+                if other.name not in NAMES and not (target / other.name).exists():
+                    other.rename(target / other.name)
+            shutil.rmtree(old)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 class PreviewFile:
