@@ -334,12 +334,15 @@ def fsdp(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_fsdp_has_the_losses_of_one_process(arguments, fsdp, tmp_path):
-    options = ("--validation_steps", "1", "--ema_decay", "0.5")
+@pytest.mark.parametrize("optimizer", ("adamw", "muon"))
+def test_fsdp_has_the_losses_of_one_process(arguments, fsdp, tmp_path, optimizer):
+    options = ("--validation_steps", "1", "--ema_decay", "0.5", "--optimizer", optimizer)
     train.main(arguments("one", 2, *options))
     printed = fsdp(arguments("two", 2, *options), "NO_WRAP")
     assert (tmp_path / "two" / "checkpoint-2").exists(), printed
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    if optimizer == "muon":  # its iterations in bfloat16 turn rounding into differences of the weights
+        return
     ours, expected = (
         Zero123PlusPipeline.from_pretrained(tmp_path / name / "checkpoint-2").unet.state_dict()
         for name in ("two", "one")

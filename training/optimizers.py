@@ -23,7 +23,7 @@ def build_optimizer(name: str, named: dict[str, torch.nn.Parameter], learning_ra
             others.
         named: the parameters, by name.
         learning_rate: peak, of Muon's or AdamW's updates.
-        num_processes: of the run.
+        num_processes: that each hold all parameters.
 
     Raises:
         ValueError: if the package is missing.

@@ -342,7 +342,9 @@ def train(o: argparse.Namespace):
     if o.dry_run:
         accelerator.print(describe(pipe, model, list(named.values()), o, check[0]["tile"].shape))
         return
-    optimizer = build_optimizer(o.optimizer, named, o.learning_rate, accelerator.num_processes)
+    # With FSDP the parameters are shared out already, and Muon must not share them out once more
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    optimizer = build_optimizer(o.optimizer, named, o.learning_rate, 1 if sharded else accelerator.num_processes)
     # Not prepared: accelerate would step it once for each process
     lr_scheduler = build_schedule(o.lr_scheduler, optimizer, o.warmup_steps, o.steps, o.decay_steps)
     model, optimizer = accelerator.prepare(model.train(), optimizer)
