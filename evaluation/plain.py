@@ -1,8 +1,8 @@
-"""Zero123++ written down once more, plainly: the published way of computing, with nothing shared and nothing saved.
+"""A plain implementation of Zero123++ that computes as the published pipeline does and saves nothing.
 
-What the pipeline is tested against, and what `evaluation.benchmark` times it against by default. The reference's
-hidden states are kept, not their keys and values, so both are projected at every layer together with the tile's; the
-negative reference is computed once for each tile.
+The pipeline is tested against it, and `evaluation.benchmark` times the pipeline against it by default. It keeps the
+hidden states of the reference rather than their keys and values, so that every layer projects them again together with
+the tile's, and it computes the negative reference once for each tile.
 """
 
 import torch
@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 
 
 class HiddenStateReference:
-    """An attention processor that keeps hidden states or appends those that are kept."""
+    """An attention processor that stores its layer's hidden states in mode "write" and appends them in mode "read"."""
 
     def __init__(self, kept: dict):
         self.kept, self.plain, self.mode = kept, AttnProcessor2_0(), None
@@ -71,10 +71,12 @@ class PlainZero123Plus(DiffusionPipeline):
         height: int = 960,
         width: int = 640,
         generator: torch.Generator | None = None,
+        latents: torch.Tensor | None = None,
         output_type: str = "pil",
     ):
-        """Makes N tiles of a square RGB picture; draws what the pipeline draws, in its order. Returns what the image
-        processor gives for `output_type`, or latents in the VAE's space.
+        """Makes N tiles of a square RGB picture and draws the same random numbers as the pipeline, in the same order.
+        `latents` is initial noise of unit variance. Returns what the image processor gives for `output_type`, or
+        latents in the VAE's space.
         """
         n, device, dtype, unet, scheduler = (
             num_images_per_prompt,
@@ -109,7 +111,8 @@ class PlainZero123Plus(DiffusionPipeline):
 
         scheduler.set_timesteps(num_inference_steps, device=device)
         shape = (n, unet.config.in_channels, height // self.factor, width // self.factor)
-        latents = draw(shape, generator) * scheduler.init_noise_sigma
+        noise = draw(shape, generator) if latents is None else latents
+        latents = noise * scheduler.init_noise_sigma
         for t in self.progress_bar(scheduler.timesteps):
             noise = draw(positive.shape, generator)
             noise = torch.cat([draw(positive[:1].shape, negative_source).repeat(n, 1, 1, 1), noise])
@@ -127,5 +130,5 @@ class PlainZero123Plus(DiffusionPipeline):
 
     @property
     def factor(self) -> int:
-        """Pixels to a latent."""
+        """Pixels of an edge that one latent stands for."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)

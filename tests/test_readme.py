@@ -1,16 +1,32 @@
-"""The snippets of the README run as printed, one after the other, from the root of the repository."""
+"""Every snippet and command of the README runs as printed, from the root of the repository."""
 
 import inspect
 import re
+import shlex
 import textwrap
 from pathlib import Path
 
 import pytest
+from conftest import noise_picture
+from huggingface_hub import ModelCard
 
+import generate
 from evaluation.benchmark import compile_pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+COMMANDS = [part.strip() for block in BLOCKS for line in block.splitlines() for part in line.split("  #")[0].split("&&")]
+
+# Commands that other files run, and what those files contain when they do
+ELSEWHERE = {
+    "pip install -r requirements": (".ci/run", "for file in requirements*.txt"),
+    "python -m pytest": (".ci/run", "README.md"),
+    "bash training/run_all.sh --smoke": (".ci/nightly", "bash training/run_all.sh --smoke"),
+    "python app.py": ("tests/test_app.py", "app.launch(page"),
+    "python -m examples.text_to_views": ("tests/test_examples.py", 'load("text_to_views").main'),
+    "hf upload": ("tests/test_hub.py", 'startswith("hf upload")'),
+}
 
 
 @pytest.mark.timeout(600)
@@ -22,6 +38,39 @@ def test_python_snippets_run(monkeypatch):
     for snippet in snippets:
         exec(snippet, namespace)
     assert len(namespace["views"]) == 6 and namespace["poses"].shape == (6, 4, 4)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run(command, pipe, monkeypatch, tmp_path):
+    """Of generate.py with a single step; a checkpoint of the Hub is replaced by one of the tests."""
+    for start, (file, words) in ELSEWHERE.items():
+        if command.startswith(start):
+            assert words in (ROOT / file).read_text()
+            return
+    program, *arguments = shlex.split(command)[1:]
+    assert program == "generate.py"
+    monkeypatch.chdir(ROOT)
+    arguments[arguments.index("-o") + 1] = str(tmp_path / "out")
+    if "--checkpoint" in arguments:
+        pipe.save_pretrained(tmp_path / "checkpoint")
+        picture = noise_picture().convert("RGBA")
+        picture.paste((0, 0, 0, 0), (0, 0, 20, 40))  # is cut out already, so that rembg is not needed
+        picture.save(tmp_path / "object.png")
+        replaced = {"sudo-ai/zero123plus-v1.2": "checkpoint", "object.png": "object.png"}
+        arguments = [str(tmp_path / replaced[part]) if part in replaced else part for part in arguments]
+    assert generate.main([*arguments, "--steps", "1", "--device", "cpu"]) == 0
+    assert list((tmp_path / "out").glob("*/tile.png"))
+
+
+def test_figures_of_the_metadata_are_those_of_the_evaluation():
+    lines = (ROOT / "docs" / "evaluation.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| trained kinds, new seeds (32)"))
+    names, measured = ([cell.strip() for cell in lines[i].split("|")] for i in (start, start + 2))
+    results = ModelCard.load(ROOT / "README.md").data.eval_results
+    assert len(results) == 3
+    for result in results:
+        assert float(measured[names.index(result.metric_name)].split()[0]) == result.metric_value
 
 
 def test_files_that_the_readme_names_exist():

@@ -4,7 +4,8 @@ The trainer, its validation and the one-step measure of the evaluation all use [
 """
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.training_utils import compute_snr
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -62,6 +63,31 @@ class Denoiser(torch.nn.Module):
         return self.unet(noisy_tile, timesteps, prompt_embeds, cross_attention_kwargs=read, **residuals).sample
 
 
+@torch.no_grad()
+def encoder_matrix(vae: AutoencoderKL) -> torch.nn.Conv2d | None:
+    """One convolution that equals the VAE's encoder where that is a matrix applied to separate blocks, as the mini's
+    is (`train_vae.initialise_encoder`); it is about 50 times as fast. None for any other VAE.
+    """
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    def encode(pixels):
+        return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.parameters.float()
+
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(2, 3, 2 * factor, 3 * factor, generator=generator) * 2 - 1
+    expected, offset = encode(pixels), encode(torch.zeros(1, 3, factor, factor))
+    tolerance = 1e-3 * expected.std()
+    # The middle of two pictures has the middle of their latents: this tells most VAEs apart before the long way
+    if (encode(pixels.mean(0, keepdim=True)) - expected.mean(0)).abs().max() > tolerance:
+        return None
+    columns = encode(torch.eye(3 * factor**2).unflatten(1, (3, factor, factor))) - offset
+    matrix = torch.nn.Conv2d(3, offset.shape[1], factor, factor, device=vae.device, dtype=vae.dtype)
+    matrix.weight.copy_(columns.flatten(1).T.unflatten(1, (3, factor, factor)))
+    matrix.bias.copy_(offset.flatten())
+    found = matrix(pixels.to(vae.device, vae.dtype)).float()
+    return matrix if (found - expected).abs().max() < tolerance else None
+
+
 class Encoder:
     """Encodes samples with the frozen parts of a pipeline.
 
@@ -73,6 +99,7 @@ class Encoder:
 
     def __init__(self, pipe: Zero123PlusPipeline, device: torch.device, cache=None):
         self.pipe, self.device, self.cache = pipe, device, cache
+        self.matrix = encoder_matrix(pipe.vae)
         with torch.no_grad():
             self.prompt_embeds, _ = pipe.encode_prompt("", device)
             size = pipe.feature_extractor_vae.crop_size
@@ -107,7 +134,11 @@ class Encoder:
 
     def moments(self, pixels: torch.Tensor) -> torch.Tensor:
         """Mean and deviation of the latents of pixels of shape (B, 3, H, W): shape (B, 2 C, H / f, W / f)."""
-        posterior = self.pipe.vae.encode(pixels.to(self.device, self.pipe.vae.dtype)).latent_dist
+        pixels = pixels.to(self.device, self.pipe.vae.dtype)
+        if self.matrix is None:
+            posterior = self.pipe.vae.encode(pixels).latent_dist
+        else:
+            posterior = DiagonalGaussianDistribution(self.matrix(pixels))
         return torch.cat([posterior.mean, posterior.std], dim=1).float()
 
 

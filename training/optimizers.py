@@ -4,6 +4,8 @@ import torch
 from diffusers.optimization import get_scheduler
 from transformers.optimization import get_wsd_schedule
 
+from zero123plus.loading import cpu_has_bfloat16
+
 ADAM_BETAS = (0.9, 0.99)  # of Muon's AdamW part
 
 
@@ -36,11 +38,20 @@ def build_optimizer(name: str, named: dict[str, torch.nn.Parameter], learning_ra
 
             return AdamW8bit(named.values(), lr=learning_rate, weight_decay=1e-2)
         from pytorch_optimizer import DistributedMuon, Muon
+        from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_newton_schulz_5
     except ImportError as error:
         package = {"adamw-8bit": "bitsandbytes", "muon": "pytorch-optimizer"}[name]
         raise ValueError(
             f"`--optimizer {name}` needs the package {package}: `pip install {package}`, or leave it out."
         ) from error
+
+    class Optimizer(DistributedMuon if num_processes > 1 else Muon):
+        @staticmethod
+        def _orthogonalize(group, updates):
+            # The package computes in bfloat16, whatever the processor
+            dtype = torch.bfloat16 if updates[0].is_cuda or cpu_has_bfloat16() else torch.float32
+            return [zero_power_via_newton_schulz_5(update.flatten(1), dtype=dtype) for update in updates]
+
     shapes, vectors = {}, []
     for key, parameter in named.items():
         (shapes.setdefault(parameter.shape, []) if is_matrix(key, parameter) else vectors).append(parameter)
@@ -51,7 +62,7 @@ def build_optimizer(name: str, named: dict[str, torch.nn.Parameter], learning_ra
     ]
     adam = {"lr": learning_rate / 2, "betas": ADAM_BETAS, "weight_decay": 1e-2, "use_muon": False}
     groups += [{"params": vectors, **adam}] if vectors else []
-    return (DistributedMuon if num_processes > 1 else Muon)(groups)
+    return Optimizer(groups)
 
 
 def build_schedule(name: str, optimizer, warmup_steps: int, steps: int, decay_steps: int):
