@@ -1,14 +1,15 @@
-"""How long a tile takes, where the time goes, and how close that is to the hardware; beside another pipeline.
+"""Measures the time of a tile, the share of each part of the model, and how close that comes to the hardware's rate,
+and compares it with another pipeline.
 
     python -m evaluation.benchmark --device cpu
     python -m evaluation.benchmark --dtypes float16 --steps 28 75 --batches 1 4 8 --modes eager compiled
     python -m evaluation.benchmark --baseline PATH/pipeline.py
 
-Weights are random, which speed does not see. On a GPU the sizes are those of the public checkpoints: a UNet of
-865,910,724 parameters, tiles of 960 x 640, pictures of 512 x 512. On a CPU all is smaller in the same proportions.
-Both pipelines have the same weights and are timed by turns, so that what else the machine does falls on both; the
-ratio is that of the medians. The baseline runs eagerly, as it is published; batches are N tiles of one picture. Writes
-`--output` (JSON) and prints a table.
+The weights are random, because speed does not depend on them. On a GPU the sizes are those of the public checkpoints:
+a UNet of 865,910,724 parameters, tiles of 960 x 640, pictures of 512 x 512. On a CPU everything is smaller in the same
+proportions. Both pipelines have the same weights and are timed by turns, so that other work of the machine slows both
+alike; the ratio is that of the medians. The baseline runs eagerly, as it is published. A batch is N tiles of one
+picture. Writes `--output` (JSON) and prints a table.
 """
 
 import argparse
@@ -47,8 +48,8 @@ from training.mini import SCHEDULE, build_tokenizer
 
 from . import plain
 
-# Of the public checkpoints, and the same proportions where a CPU is to finish: the reference has 64 x 64 latents to
-# the tile's 120 x 80, or 32 x 32 to 60 x 40.
+# `FULL` is the size of the public checkpoints: the reference has 64 x 64 latents, the tile 120 x 80. `SMALL` has the
+# same proportions, 32 x 32 and 60 x 40, for a CPU.
 FULL = {
     "tile": (960, 640),
     "picture": 512,
@@ -75,7 +76,7 @@ PARTS = ("reference pass", "denoising pass", "VAE", "encoders", "scheduler and r
 
 
 def build(size: dict, device: str, dtype: torch.dtype) -> Zero123PlusPipeline:
-    """A pipeline of the given size, `FULL` or `SMALL`, with random weights, made where it runs."""
+    """A pipeline of the given size, `FULL` or `SMALL`, with random weights that are made on the device."""
     levels = len(size["unet"])
     text_layers, text_heads, tokens = size["text"]
     vision_layers, vision_heads, hidden, intermediate, clip_size, patch = size["vision"]
@@ -156,7 +157,8 @@ def build(size: dict, device: str, dtype: torch.dtype) -> Zero123PlusPipeline:
 
 
 def load_baseline(path: Path, pipe: Zero123PlusPipeline) -> DiffusionPipeline:
-    """The pipeline of a file around the components of `pipe`, with copies of what it or compiling may change.
+    """The pipeline of a file with the components of `pipe`. UNet, VAE and scheduler are copied, because the baseline
+    or compiling may change them.
 
     Raises:
         ValueError: if the file has no `DiffusionPipeline` of its own, or more than one.
@@ -180,10 +182,11 @@ def load_baseline(path: Path, pipe: Zero123PlusPipeline) -> DiffusionPipeline:
 
 
 def compile_pipeline(pipe: Zero123PlusPipeline, **options):
-    """What the README recommends: channels last, fused projections, UNet and VAE decoder compiled.
+    """Prepares a pipeline as docs/speed.md recommends: channels last, fused projections, compiled UNet and VAE
+    decoder.
 
     Args:
-        pipe: the pipeline, where it is to run.
+        pipe: the pipeline, on the device that it is to run on.
         options: more for `torch.compile`.
     """
     pipe.unet.to(memory_format=torch.channels_last)
@@ -194,14 +197,16 @@ def compile_pipeline(pipe: Zero123PlusPipeline, **options):
 
 
 def synchronize(device: torch.device):
-    """Waits for all that the device was asked for."""
+    """Waits until the device has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 @contextmanager
 def stopwatch(pipe: Zero123PlusPipeline) -> Iterator[Counter]:
-    """Counts the seconds that a call spends in each of `PARTS` but the last. Waits for the device at each border."""
+    """Measures the seconds that a call spends in each of `PARTS` except the last. It waits for the device before and
+    after each part.
+    """
     seconds, started = Counter(), {}
 
     def part(module, kwargs):
@@ -227,7 +232,7 @@ def stopwatch(pipe: Zero123PlusPipeline) -> Iterator[Counter]:
 
 
 def count_flops(pipe: Zero123PlusPipeline, size: dict, batch: int, steps: int) -> float:
-    """Floating-point operations of a guided call, UNet and VAE decoder, counted on a copy without memory."""
+    """Floating-point operations of a guided call, in UNet and VAE decoder, counted on tensors without data."""
     meta = torch.device("meta")
     unet = UNet2DConditionModel.from_config(pipe.unet.config).to(meta)
     decoder = AutoencoderKL.from_config(pipe.vae.config).to(meta)
@@ -270,7 +275,7 @@ def timed(call, device: torch.device) -> tuple[float, torch.Tensor]:
 
 
 def measure(pipe, baseline, size: dict, batch: int, steps: int, repeats: int) -> dict:
-    """Times one setting; the first call of each pipeline, which compiles and finds kernels, does not count."""
+    """Times one setting. The first call of each pipeline is not counted, because it compiles and selects kernels."""
     device = pipe.device
     picture = np.random.default_rng(0).integers(0, 256, (size["picture"], size["picture"], 3), dtype=np.uint8)
 
@@ -350,7 +355,7 @@ def main(argv: list[str] | None = None):
     add("--modes", nargs="+", choices=("eager", "compiled"), default=["eager"], help="default: eager")
     add("--batches", nargs="+", type=int, default=[1, 4], help="default: 1 4")
     add("--steps", nargs="+", type=int, help="default: 28; 4 on a CPU")
-    add("--repeats", type=int, default=3, help="of which the median counts (default: %(default)s)")
+    add("--repeats", type=int, default=3, help="timed calls, of which the median is reported (default: %(default)s)")
     add("--size", choices=("full", "small"), help="default: full; small on a CPU")
     add("--baseline", type=Path, default=Path(plain.__file__), help="file of a pipeline to time beside it")
     add("--output", type=Path, default=Path("out/benchmark.json"), help="file of the results, which is replaced")
@@ -367,7 +372,7 @@ def main(argv: list[str] | None = None):
     rows, made = [], None
     for dtype, mode, batch, steps in tqdm(settings, unit="setting"):
         if made != (dtype, mode):
-            pipe = baseline = None  # room for the next
+            pipe = baseline = None  # free the memory for the next pair
             pipe = build(size, o.device, dtype)
             try:
                 baseline = load_baseline(o.baseline, pipe)

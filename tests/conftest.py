@@ -16,8 +16,8 @@ from diffusers import AutoencoderKL
 
 from training.mini import build_pipeline
 
-torch.set_num_threads(1)  # at this size more threads only wait, and the tests run several at once
-TILE = {"height": 48, "width": 32}  # which is what the checkpoint of the tests says
+torch.set_num_threads(1)  # the models are too small for threads, and several tests run at once
+TILE = {"height": 48, "width": 32}  # the size of `build_pipe`'s checkpoint
 
 
 def build_vae():
@@ -36,7 +36,7 @@ def build_pipe(channels=(32, 64)):
     torch.manual_seed(0)
     sizes = {"width": 128, "view_size": 16, "reference_size": 32, "clip_size": 32}
     pipe = build_pipeline(build_vae(), channels, attention=(True,) * len(channels), **sizes)
-    for module in pipe.unet.modules():  # training starts with zeros in some layers: as if it were trained
+    for module in pipe.unet.modules():  # an untrained UNet has zeros in some layers, which would hide errors
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) and not module.weight.any():
             module.reset_parameters()
     pipe.set_progress_bar_config(disable=True)
@@ -75,18 +75,18 @@ def seeded(seed=0):
 
 
 def assert_same(ours, expected):
-    """Equal up to rounding: kernels may depend on the alignment of memory."""
+    """Asserts that two tensors are equal up to rounding, which may depend on the alignment of memory."""
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 def assert_differ(first, second):
-    """Different by more than rounding."""
+    """Asserts that two tensors differ by more than rounding."""
     assert (first - second).abs().max() > 1e-2
 
 
 @pytest.fixture
 def ray_cluster():
-    """The address of a real Ray of two workers on this machine, and a function that kills a worker at its work."""
+    """Starts Ray with two workers on this machine. Yields its address and a function that kills a busy worker."""
     pytest.importorskip("ray")
     command = [sys.executable, "-m", "ray.scripts.scripts"]
     quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -12,12 +12,12 @@ POSES = CAMERAS["v1.2"].poses()
 
 
 def intrinsics(size):
-    """Of a view of `size` x `size` pixels."""
+    """Intrinsics of a view of `size` x `size` pixels."""
     return CAMERAS["v1.2"].intrinsics(size, size)
 
 
 def silhouettes(centre, size=32):
-    """True masks of a ball of radius 0.2 at `centre`, by the distance of each pixel's ray from it."""
+    """True masks of a ball of radius 0.2 at `centre`: a pixel is inside where its ray passes the centre within 0.2."""
     rows, columns = np.mgrid[:size, :size] + 0.5
     pixels = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ np.linalg.inv(intrinsics(size)).T
     masks = []
@@ -30,7 +30,9 @@ def silhouettes(centre, size=32):
 
 
 def hull_iou(frames, focal, centre, is_inside):
-    """IoU of the visual hull of (world-to-camera in OpenCV's convention, alpha) with a solid.
+    """IoU of a visual hull with a solid.
+
+    `frames` are pairs of a world-to-camera matrix in OpenCV's convention and an alpha channel.
 
     `is_inside` takes points of shape (N, 3).
     """
@@ -50,7 +52,7 @@ def alpha_of(path):
 
 
 def read_nerfstudio(folder):
-    """Frames, focal length and centre, as [`hull_iou`] takes them."""
+    """Reads a nerfstudio export: frames, focal length and centre, as [`hull_iou`] takes them."""
     transforms = json.loads((folder / "transforms.json").read_text())
     frames = []
     for frame in transforms["frames"]:
@@ -64,7 +66,7 @@ def lines_of(folder, name):
 
 
 def read_colmap(folder):
-    """The same."""
+    """Reads a COLMAP export: frames, focal length and centre, as [`hull_iou`] takes them."""
     (camera,) = lines_of(folder, "cameras")
     assert camera.split()[:4] == ["1", "PINHOLE", str(SIZE), str(SIZE)]
     frames = []

@@ -21,7 +21,7 @@ TINY = {
 
 
 def test_full_size_is_that_of_the_public_checkpoints():
-    """By the numbers of parameters of sudo-ai/zero123plus-v1.2."""
+    """The numbers of parameters are those of sudo-ai/zero123plus-v1.2."""
     pipe = benchmark.build(benchmark.FULL, "meta", torch.float16)
     parts = (pipe.unet, pipe.text_encoder, pipe.vision_encoder, pipe.vae)
     counts = [sum(parameter.numel() for parameter in part.parameters()) for part in parts]
@@ -33,7 +33,7 @@ def test_flops_grow_with_steps_and_batch():
     one, two, four = (benchmark.count_flops(pipe, TINY, 1, steps) for steps in (1, 2, 4))
     assert four - two == pytest.approx(2 * (two - one)) and two > one > 0
     together = benchmark.count_flops(pipe, TINY, 4, 1)
-    assert 3 * one < together < 4 * one  # one negative reference for all
+    assert 3 * one < together < 4 * one  # one negative reference serves all tiles
 
 
 def test_table_and_shares(tmp_path, monkeypatch, capsys):

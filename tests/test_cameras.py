@@ -14,7 +14,7 @@ def project(pipe, view, point, size=320):
 
 
 def test_unit_axes_land_where_they_should(pipe):
-    """View 1 stands at azimuth 90, on +Y: it sees +X to its left; 10 degrees below the horizon, +Z still points up."""
+    """View 1 stands at azimuth 90, on +Y, so that +X is on its left. It is 10 degrees below the horizon, and +Z is up."""
     assert project(pipe, 1, (0, 0, 0))[:2] == pytest.approx((160, 160))
     x_u, x_v, _ = project(pipe, 1, (0.5, 0, 0))
     assert x_u < 160 - 90 and x_v == pytest.approx(160)
@@ -23,7 +23,7 @@ def test_unit_axes_land_where_they_should(pipe):
 
 
 def test_the_sphere_fills_the_view(pipe):
-    """A point of the sphere at right angles to the view direction lies on the border."""
+    """A point of the sphere at a right angle to the view direction lies on the border of the view."""
     for view, pose in enumerate(pipe.camera_poses()):
         assert project(pipe, view, 0.5 * pose[:3, 1])[1] == pytest.approx(0)
         assert project(pipe, view, 0.5 * pose[:3, 0])[0] == pytest.approx(320)

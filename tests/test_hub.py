@@ -27,7 +27,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def repository(pipe, tmp_path):
-    """A folder like this repository: components, pipeline.py, and a model_index that names the class in it."""
+    """A folder like this repository, with components, pipeline.py and a model_index.json that names its class."""
     folder = tmp_path / "repository"
     pipe.save_pretrained(folder)
     index = json.loads((folder / "model_index.json").read_text())
@@ -173,7 +173,7 @@ for name, options in (("org/zero123plus", {}), ("org/checkpoint", {"custom_pipel
 
 
 def test_upload_is_a_working_repository(tmp_path):
-    """What the README's `hf upload` sends, by its own --exclude and with stray files about, loads and runs."""
+    """The files that the README's `hf upload` sends, stray files excluded, load and run."""
     lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("hf upload")]
     assert len(lines) == 2
     for line in lines:

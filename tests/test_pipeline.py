@@ -208,7 +208,7 @@ def test_warns_once_a_call_without_trailing(pipe, picture, run, monkeypatch):
 
 @pytest.mark.parametrize("interval", [{"guidance_end": 0.5}, {"guidance_start": 0.5}])
 def test_guidance_interval(pipe, picture, run, interval):
-    """Outside of the interval the steps are those of a call without guidance."""
+    """Steps outside of the interval equal those of a call without guidance."""
     seen = []
 
     def callback(pipe, step, timestep, tensors):
@@ -223,7 +223,7 @@ def test_guidance_interval(pipe, picture, run, interval):
 
 
 def test_reference_interval(pipe, run):
-    """Between, the tile reads what was written last, also where guidance ends there."""
+    """Steps in between read the last reference, except that it is written again where guidance ends."""
     pictures = [noise_picture(0), noise_picture(1)]
     writes = []
 
@@ -250,7 +250,7 @@ class TestControlNet:
         torch.manual_seed(1)
         controlnet = ControlNetModel.from_unet(pipe.unet)
         for block in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
-            torch.nn.init.normal_(block.weight, std=0.1)  # they start at zero
+            torch.nn.init.normal_(block.weight, std=0.1)  # these layers are zero before training
         pipe.add_controlnet(controlnet, conditioning_scale=0.75)
         return pipe
 
@@ -279,7 +279,7 @@ class TestControlNet:
                 assert_same(both[i : i + 1], alone)
 
     def test_several_add_up(self, controlled, picture, run):
-        """One net's halves of the strength are the net; a tile for each is asked for."""
+        """A ControlNet twice at half the scale equals it once, and each ControlNet needs a tile."""
         MultiControlNetModel = pytest.importorskip("diffusers.models.controlnets.multicontrolnet").MultiControlNetModel
         tile = noise_picture(9, (32, 48))
         alone = run(controlled, picture, control_image=tile, controlnet_conditioning_scale=0.8)
@@ -308,7 +308,7 @@ class TestControlNet:
 
 
 def model_levels(pipe, run, steps=6):
-    """For each pass of the UNet its mode, time step, and the share of the signal in its input."""
+    """For each pass of the UNet its mode, time step and input."""
     seen = []
 
     def hook(module, args, kwargs):
@@ -343,7 +343,7 @@ def test_other_schedulers_are_refused(pipe, picture, run, name):
 
 
 def test_latents_are_not_clipped(pipe, picture, run):
-    """DDIM's default is made for pixels."""
+    """DDIM clips by default, which is made for pixels."""
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     right = run(pipe, picture, num_inference_steps=4)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=True, clip_sample_range=0.1)
@@ -351,7 +351,7 @@ def test_latents_are_not_clipped(pipe, picture, run):
 
 
 def test_guidance_rescale_is_equation_16():
-    """Of arXiv 2305.08891: x_cfg std(x_pos) / std(x_cfg), mixed with x_cfg by phi."""
+    """Equation 16 of arXiv 2305.08891: x_cfg std(x_pos) / std(x_cfg), mixed with x_cfg by phi."""
     negative, positive = torch.randn(2, 1, 4, 6, 4, generator=seeded())
     cfg = negative + 3 * (positive - negative)
     expected = 0.7 * cfg * positive.std() / cfg.std() + 0.3 * cfg

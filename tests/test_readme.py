@@ -16,7 +16,9 @@ from evaluation.benchmark import compile_pipeline
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-COMMANDS = [part.strip() for block in BLOCKS for line in block.splitlines() for part in line.split("  #")[0].split("&&")]
+COMMANDS = [
+    part.strip() for block in BLOCKS for line in block.splitlines() for part in line.split("  #")[0].split("&&")
+]
 
 # Commands that other files run, and what those files contain when they do
 ELSEWHERE = {
@@ -43,7 +45,7 @@ def test_python_snippets_run(monkeypatch):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(command, pipe, monkeypatch, tmp_path):
-    """Of generate.py with a single step; a checkpoint of the Hub is replaced by one of the tests."""
+    """Runs generate.py with a single step. A checkpoint of the Hub is replaced by one of the tests."""
     for start, (file, words) in ELSEWHERE.items():
         if command.startswith(start):
             assert words in (ROOT / file).read_text()

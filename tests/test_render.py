@@ -33,7 +33,7 @@ def test_every_kind_is_built_and_depends_on_its_seed_alone():
         blender.reset_scene(1)
         first, again, other = (points(toys.build(kind, seed)) for seed in (1, 1, 2))
         assert len(first) > 100
-        np.testing.assert_allclose(first, again, atol=1e-6)  # Blender itself sums in the order of addresses
+        np.testing.assert_allclose(first, again, atol=1e-6)  # Blender sums in the order of memory addresses
         assert first.shape != other.shape or not np.allclose(first, other), kind
     with pytest.raises(ValueError, match="`kind` is 'cup'"):
         toys.build("cup", 0)
@@ -54,7 +54,7 @@ def test_normalise_fits_the_sphere():
 
 
 def test_normalise_moves_parents_and_counts_modifiers():
-    """A cube under an empty, doubled by an array modifier, both animated away from where they stand."""
+    """A cube, doubled by an array modifier, is the child of an empty, and both move away after frame 1."""
     blender.reset_scene(1)
     bpy.ops.mesh.primitive_cube_add(location=(5, 0, 0))
     cube, empty = bpy.context.object, bpy.data.objects.new("empty", None)
@@ -73,7 +73,7 @@ def test_normalise_moves_parents_and_counts_modifiers():
 
 @pytest.mark.parametrize("preset", CAMERAS)
 def test_exported_views_carve_out_the_mesh(preset, tmp_path):
-    """True renders of an egg that differs along every half-axis, so that no flip or turn goes unseen."""
+    """True renders of an egg that differs along every half-axis, so that a flip or turn would be seen."""
     blender.reset_scene(1)
     bpy.ops.mesh.primitive_uv_sphere_add(segments=48, ring_count=24)
     egg = bpy.context.object
@@ -139,7 +139,7 @@ def test_files_are_rendered_and_failures_named(rendered):
 
 
 def test_depth_and_normals_are_those_of_a_ball(rendered):
-    """In the middle of a view of a ball of radius 0.5, the depth is the distance less 0.5, the normal (0, 0, 1)."""
+    """In the middle of a view of a ball of radius 0.5 the depth is the distance minus 0.5 and the normal (0, 0, 1)."""
     sample = next(iter(webdataset.WebDataset(str(rendered / "shard-00000.tar"), shardshuffle=False)))
     camera = json.loads(sample["json"])["cameras"]["targets"][0]
     depth, normal = (
@@ -154,7 +154,7 @@ def test_depth_and_normals_are_those_of_a_ball(rendered):
 
 
 def test_renders_depend_on_the_object_alone(rendered, meshes, tmp_path):
-    """Alone in a folder, in another process, an object looks as it does among others."""
+    """An object that is rendered alone in another process looks the same as among others."""
     (tmp_path / "one").mkdir()
     shutil.copy(meshes / "cube.obj", tmp_path / "one")
     render.main(arguments(tmp_path / "data", "--objects", tmp_path / "one"))
@@ -166,7 +166,7 @@ def test_renders_depend_on_the_object_alone(rendered, meshes, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ray_renders_what_one_machine_renders(ray_cluster, meshes, rendered, tmp_path):
-    """One worker is killed at work; every view is the same to the bit."""
+    """When a worker is killed, every view is still the same to the bit."""
     address, kill = ray_cluster
     command = [sys.executable, "-m", "training.render", "--ray", address, "--shard_size", "1"]
     command += arguments(tmp_path / "data", "--objects", meshes)
@@ -198,7 +198,7 @@ def test_cameras_of_version_1_1():
 
 
 def test_objaverse_by_uid(monkeypatch, meshes, tmp_path):
-    """The package `objaverse` downloads; what it returns is stood in for by a local file."""
+    """The download of the package `objaverse` is replaced by a local file."""
     fake = types.SimpleNamespace(
         load_annotations=lambda uids: {uid: {"license": "by"} for uid in uids},
         load_objects=lambda uids: {uid: str(meshes / "ball.glb") for uid in uids},

@@ -89,7 +89,7 @@ def test_concurrent_writers_do_not_collide(tmp_path):
         for k in range(20):
             try:
                 results.put_result(write, str(tmp_path), f"{k}", resume=True)
-            except OSError as error:  # the other was faster
+            except OSError as error:  # another thread was faster
                 errors.append(error)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]

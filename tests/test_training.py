@@ -28,7 +28,7 @@ from zero123plus.pictures import depth_picture, to_tile
 
 @pytest.fixture
 def shards(tmp_path):
-    """One shard of two objects in plain colours: red tells a view's azimuth column, green its elevation row."""
+    """One shard of two objects in plain colours: the red of a view is its azimuth column, the green its elevation row."""
     folder = tmp_path / "shards"
     folder.mkdir()
     with webdataset.TarWriter(str(folder / "shard-00000.tar"), encoder=False) as writer:
@@ -55,7 +55,7 @@ def shards(tmp_path):
 
 
 def test_an_input_gets_the_targets_around_it(shards):
-    """From input 2 the first target is column 2, 30 degrees on; mirrored it is column 1, 30 degrees back."""
+    """The first target of input 2 is column 2, 30 degrees further; mirrored it is column 1, 30 degrees before."""
     item = load_objects(shards)[0]
     image, views = select_views(item, 2, mirror=False)
     assert image[0, 0, 0] == 40
@@ -87,7 +87,7 @@ def test_datasets(shards, tmp_path):
 
 
 def test_depth_picture():
-    """Each picture from its own nearest to its own farthest point; what is behind shows the background."""
+    """Each picture goes from its own nearest to its own farthest point, and the background stays transparent."""
     depth, mask = np.array([[2.0, 3.0], [4.0, 9.0]]), np.array([[True, True], [True, False]])
     picture = depth_picture(depth, mask)
     assert picture[..., 0].tolist() == [[0, 128], [255, 0]] and picture[..., 3].tolist() == [[255, 255], [255, 0]]
@@ -96,7 +96,7 @@ def test_depth_picture():
 
 @pytest.mark.parametrize("condition", ("depth", "normals", "rgb"))
 def test_conditions(shards, condition):
-    """Sample 0 has the view with passes at its top left; mirrored, input 1 has it as its target 0."""
+    """The view with passes is at the top left of sample 0, and it is target 0 of the mirrored input 1."""
     data = TileDataset(shards, condition=condition)
     plain, mirrored = data[0], data[3]
     name = "tile" if condition == "rgb" else "control"
@@ -105,7 +105,7 @@ def test_conditions(shards, condition):
     inside, seen = control[:, 4:12, 4:12], flipped[:, 4:12, 4:12].flip(2)
     if condition == "depth":
         assert inside[0, 0, 0] == 0 and inside[0, 0, 7] == 1 and torch.equal(seen, inside)
-    else:  # the x axis points to the other side
+    else:  # the x axis is mirrored
         assert torch.allclose(inside[:, 0, 0] * 255, torch.tensor([200.0, 127.0, 250.0]))
         assert torch.allclose(seen[:, 0, 0] * 255, torch.tensor([55.0, 127.0, 250.0]))
     if condition == "rgb":
@@ -142,11 +142,11 @@ def test_initial_latents_have_the_usual_deviation():
     assert scaled.std((0, 2, 3)).square().mean().sqrt() == pytest.approx(1, rel=1e-2)
     noise = posterior.std[0, :, 0, 0] / std
     torch.testing.assert_close(noise, torch.full_like(noise, 0.03), rtol=2e-2, atol=0)
-    assert std.max() / std.min() > 1.1  # flattened, but not white
+    assert std.max() / std.min() > 1.1  # partly whitened
 
 
 def test_reference_scale_changes_raw_latents_alone():
-    """The reference's latents are twice as large; what the UNet denoises, and what the decoder makes of it, stay."""
+    """Raw latents double; the scaled latents, and what the decoder makes of them, stay the same."""
     torch.manual_seed(0)
     vae, pixels = train_vae.AutoencoderKL(**train_vae.CONFIG), torch.rand(1, 3, 32, 32)
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_reference_scale_changes_raw_latents_alone():
 
 
 def test_small_controlnet_is_the_encoder_without_attention(pipe, picture, run):
-    """It begins with the UNet's weights and no effect, and is no copy: less than half of the parameters."""
+    """It begins with the UNet's weights and without effect, and has less than half of a copy's parameters."""
     controlnet = mini.build_controlnet(pipe)
     torch.testing.assert_close(
         controlnet.down_blocks[0].resnets[0].conv1.weight, pipe.unet.down_blocks[0].resnets[0].conv1.weight
@@ -174,7 +174,7 @@ def test_small_controlnet_is_the_encoder_without_attention(pipe, picture, run):
 
 
 def test_small_controlnet_sees_its_condition(pipe):
-    """What it sees is not lost in the layers before the first that is trained from zero."""
+    """The condition reaches the first layer that begins at zero."""
     torch.manual_seed(0)
     embedding = mini.build_controlnet(pipe).controlnet_cond_embedding
     kept = []
@@ -225,7 +225,7 @@ def test_training_saves_what_it_trained(arguments, pipe, tmp_path):
     train.main(arguments("run", 2, *schedule, "--ema_decay", "0.5", "--validation_steps", "2", "--cache_latents"))
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert {"psnr_t999_with", "psnr_t999_without"} <= set(log[1])
-    assert [record["lr"] for record in log] == pytest.approx([0.001, 0])  # of the step to come: risen, fallen
+    assert [record["lr"] for record in log] == pytest.approx([0.001, 0])  # of the next step: the peak, then 0
     assert Image.open(tmp_path / "run" / "validation" / "000002.webp").size == (16 + 6 * 16 + 4 + 6 * 16, 4 * 16)
     trained = Zero123PlusPipeline.from_pretrained(tmp_path / "run" / "checkpoint-2")
     assert trained.config.ramping_coefficients != pipe.config.ramping_coefficients
@@ -305,7 +305,7 @@ def test_the_launchers_precision_is_taken(arguments, tmp_path, monkeypatch):
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-# accelerate offers FSDP on accelerators alone; PyTorch's works on CPUs as well
+# accelerate offers FSDP on accelerators only, but PyTorch's FSDP works on CPUs too
 FSDP_ON_CPU = """
 import sys
 import torch
@@ -368,7 +368,7 @@ def test_adam_8bit_names_its_package(arguments):
 
 
 def test_empty_samples_are_skipped_and_counted(arguments, shards, tmp_path):
-    """Older shards hold objects that no view shows."""
+    """Older shards may hold objects that no view shows."""
     with webdataset.TarWriter(str(shards / "shard-00001.tar"), encoder=False) as writer:
         sample = {"__key__": "ghost-3", "json": json.dumps({"object": "ghost-3"}).encode()}
         for kind, rows in (("inputs", 1), ("targets", 2)):
@@ -416,7 +416,7 @@ def test_controlnet_alone_trains_and_resumes(arguments, pipe, picture, run, tmp_
 
 
 def test_image_sizes_can_be_switched_off():
-    """Phases that resize at random can keep encoded pictures."""
+    """`--image_sizes 0 0` switches random resizing off, so that `--cache_latents` is accepted."""
     required = ["--phase", "controlnet", "--checkpoint", "c", "--data", "d", "--output", "o"]
     assert train.parse_options(required).image_sizes == (128, 512)
     assert train.parse_options([*required, "--image_sizes", "0", "0"]).image_sizes is None
@@ -510,7 +510,7 @@ def test_published_checkpoint_loads_by_itself_in_half_the_size(pipe, tmp_path):
 
 
 def test_published_tokenizer_has_its_merges(pipe, tmp_path):
-    """transformers before 5 reads vocab.json and merges.txt: what they make of a text is what the tokenizer makes."""
+    """transformers before 5 reads vocab.json and merges.txt, which must encode a text as the tokenizer does."""
     vocabulary = {**pipe.tokenizer.get_vocab(), "ca": 200, "cat</w>": 201}
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     (tmp_path / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")

@@ -1,10 +1,10 @@
 """Procedural toys: coloured objects with a true front and back, made in Blender from a kind and a seed.
 
 `build(kind, seed)` puts one mesh object into the current scene. The front looks along +X, up is +Z (the input view of
-Zero123++ at azimuth 0 stands on +X). Sizes are free: `training.render` normalises every object the same way.
+Zero123++ at azimuth 0 stands on +X). A toy may have any size, because `training.render` normalises every object.
 
 Every kind is a function that takes a `Toy` and adds parts to it; `KINDS` lists those that are trained on,
-`UNSEEN_KINDS` those that are kept back to test on. Needs the package `bpy`.
+`UNSEEN_KINDS` those that are held out for evaluation. Needs the package `bpy`.
 """
 
 import colorsys
@@ -26,7 +26,7 @@ class Toy:
     """A mesh under construction: primitives are added in the toy's own coordinates, each with one material.
 
     Args:
-        rng (`random.Random`): where every random choice comes from.
+        rng (`random.Random`): source of every random choice.
 
     The primitives share the keywords `at` (x, y, z of the centre), `turn` (XYZ Euler angles in radians, applied before
     `at`) and `paint` (a material index from [`Toy.paint`]).
@@ -39,7 +39,9 @@ class Toy:
         self.hue = rng.random()
 
     def colour(self) -> tuple[float, float, float]:
-        """A vivid random colour as hue, saturation, value in [0, 1]; hues walk so that a toy's colours differ."""
+        """A random colour as hue, saturation, value in [0, 1]. Each call moves the hue on, so that the colours of one
+        toy differ; about one in seven is nearly grey.
+        """
         self.hue = (self.hue + self.rng.uniform(0.17, 0.6)) % 1
         if self.rng.random() < 0.15:
             return self.hue, self.rng.uniform(0, 0.15), self.rng.uniform(0.75, 1)
@@ -72,7 +74,9 @@ class Toy:
             if vert.co.z > 0:
                 vert.co.x, vert.co.y = vert.co.x * top, vert.co.y * top
         if round:
-            edges = list(dict.fromkeys(edge for vert in verts for edge in vert.link_edges))  # a set's order is random
+            edges = list(
+                dict.fromkeys(edge for vert in verts for edge in vert.link_edges)
+            )  # not a set, whose order is random
             width = min(round, 0.45 * min(size))
             made = bmesh.ops.bevel(self.mesh, geom=edges, offset=width, segments=2, affect="EDGES", profile=0.5)
             verts = connected(made["verts"])
@@ -150,7 +154,8 @@ class Toy:
 
     def finish(self, name: str) -> bpy.types.Object:
         """Links the mesh as one object to the scene and returns it."""
-        # Some operators' output comes in the order of addresses
+        # Some of Blender's operators return elements in the order of memory addresses, which differs from run to run.
+        # Sorting by position makes the mesh a function of the seed.
         for elements, place in (
             (self.mesh.verts, lambda vert: vert.co),
             (self.mesh.faces, lambda face: face.calc_center_median()),
@@ -169,8 +174,8 @@ class Toy:
 
 
 def connected(verts):
-    """All vertices that share a piece of mesh with `verts`: a bevel returns only those that it made."""
-    found, queue = {}, list(verts)  # a dictionary, for its order
+    """All vertices that edges connect to `verts`. (A bevel returns only the vertices that it made.)"""
+    found, queue = {}, list(verts)  # a dictionary keeps the order, a set does not
     while queue:
         vert = queue.pop()
         if vert not in found:
@@ -706,7 +711,7 @@ UNSEEN_KINDS = {kind.__name__: kind for kind in (teapot, windmill, bed)}
 
 
 def build(kind: str, seed: int) -> bpy.types.Object:
-    """Adds one toy to the current scene, a function of `kind` and `seed` alone.
+    """Adds one toy to the current scene. The toy depends on `kind` and `seed` alone.
 
     Args:
         kind: a key of `KINDS` or `UNSEEN_KINDS`.
