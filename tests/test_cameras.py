@@ -14,7 +14,7 @@ def project(pipe, view, point, size=320):
 
 
 def test_unit_axes_land_where_they_should(pipe):
-    """View 1 stands at azimuth 90, on +Y, so that +X is on its left. It is 10 degrees below the horizon, and +Z is up."""
+    """View 1 stands at azimuth 90, on +Y, so that +X is on its left. It is below the horizon, and +Z is up."""
     assert project(pipe, 1, (0, 0, 0))[:2] == pytest.approx((160, 160))
     x_u, x_v, _ = project(pipe, 1, (0.5, 0, 0))
     assert x_u < 160 - 90 and x_v == pytest.approx(160)

@@ -28,7 +28,7 @@ from zero123plus.pictures import depth_picture, to_tile
 
 @pytest.fixture
 def shards(tmp_path):
-    """One shard of two objects in plain colours: the red of a view is its azimuth column, the green its elevation row."""
+    """One shard of two objects in plain colours. Red is a view's azimuth column, green its elevation row."""
     folder = tmp_path / "shards"
     folder.mkdir()
     with webdataset.TarWriter(str(folder / "shard-00000.tar"), encoder=False) as writer:
@@ -143,6 +143,18 @@ def test_initial_latents_have_the_usual_deviation():
     noise = posterior.std[0, :, 0, 0] / std
     torch.testing.assert_close(noise, torch.full_like(noise, 0.03), rtol=2e-2, atol=0)
     assert std.max() / std.min() > 1.1  # partly whitened
+
+
+def test_the_closed_form_encoder_is_one_convolution(pipe):
+    torch.manual_seed(0)
+    smooth = torch.nn.functional.interpolate(torch.rand(24, 3, 8, 12) - 0.5, size=(64, 96), mode="bicubic")
+    pixels = (smooth + 0.1 * torch.randn(24, 3, 64, 96)).clamp(-0.625, 0.625)
+    vae = train_vae.AutoencoderKL(**train_vae.CONFIG)
+    train_vae.initialise_encoder(vae, pixels, torch.ones(24, 1, 64, 96))
+    with torch.no_grad():
+        (mean, _), posterior = loss.encoder_matrix(vae)(pixels).chunk(2, 1), vae.encode(pixels).latent_dist
+    assert ((mean - posterior.mean) / posterior.std).square().mean().sqrt() < 0.1
+    assert loss.encoder_matrix(pipe.vae) is None  # an encoder of another kind
 
 
 def test_reference_scale_changes_raw_latents_alone():

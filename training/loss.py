@@ -65,8 +65,9 @@ class Denoiser(torch.nn.Module):
 
 @torch.no_grad()
 def encoder_matrix(vae: AutoencoderKL) -> torch.nn.Conv2d | None:
-    """One convolution that equals the VAE's encoder where that is a matrix applied to separate blocks, as the mini's
-    is (`train_vae.initialise_encoder`); it is about 50 times as fast. None for any other VAE.
+    """One convolution in place of the VAE's encoder where that is a matrix applied to separate blocks, as the mini's
+    is (`train_vae.initialise_encoder`). It is about 50 times as fast, and differs by less than a tenth of the
+    posterior's deviation. None for any other VAE.
     """
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
@@ -74,9 +75,9 @@ def encoder_matrix(vae: AutoencoderKL) -> torch.nn.Conv2d | None:
         return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.parameters.float()
 
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(2, 3, 2 * factor, 3 * factor, generator=generator) * 2 - 1
+    pixels = scale_image(torch.rand(2, 3, 2 * factor, 3 * factor, generator=generator) * 2 - 1)
     expected, offset = encode(pixels), encode(torch.zeros(1, 3, factor, factor))
-    tolerance = 1e-3 * expected.std()
+    tolerance = 5e-3 * expected.std()
     # The middle of two pictures has the middle of their latents: this tells most VAEs apart before the long way
     if (encode(pixels.mean(0, keepdim=True)) - expected.mean(0)).abs().max() > tolerance:
         return None
