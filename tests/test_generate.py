@@ -2,18 +2,23 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import PurePosixPath
 
 import fsspec
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from conftest import noise_picture
 
 import generate
-from zero123plus import loading, pictures, preview, results
+from zero123plus import jobs, loading, pictures, preview, results
+
+STEP = {"num_inference_steps": 1}
 
 
 @pytest.fixture
@@ -70,6 +75,51 @@ def test_bad_input_is_one_line_and_code_2(command, tmp_path, capsys, content):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("generate.py")]
     assert len(lines) == 2 and "on cpu, float32" in lines[0] and "bad.png cannot be read" in lines[1]
     assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["toy"]
+
+
+def test_a_decompression_bomb_does_not_stop_the_others(command, tmp_path, capsys):
+    PIL.Image.new("1", (16_000, 16_000)).save(tmp_path / "bomb.png")
+    assert command(tmp_path / "bomb.png", tmp_path / "toy.png") == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("generate.py")]
+    assert len(lines) == 2 and "bomb.png cannot be read as a picture: Image size (256000000 pixels)" in lines[1]
+    assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["toy"]
+
+
+def test_a_batch_that_does_not_fit_is_tried_one_picture_at_a_time(command, tmp_path):
+    generator = jobs.Generator(
+        jobs.Settings(str(tmp_path / "out"), {"checkpoint": tmp_path / "checkpoint", "device": "cpu"}, STEP)
+    )
+    noise_picture(1).save(tmp_path / "other.png")
+    batches = []
+
+    def little_memory(module, args):
+        batches.append(len(args[0]))
+        if len(args[0]) > 2:  # a guided picture alone has two samples
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    generator.pipe.unet.register_forward_pre_hook(little_memory)
+    done = generator([(str(tmp_path / f"{name}.png"), name) for name in ("toy", "other")])
+    assert [result["error"] for result in done] == [None, None] and batches == [3, 2, 2, 2, 2]
+
+
+def test_interrupting_leaves_nothing_half_made(command, tmp_path):
+    script = [
+        sys.executable,
+        str(loading.ROOT / "generate.py"),
+        str(tmp_path / "toy.png"),
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    options = ["--checkpoint", str(tmp_path / "checkpoint"), "--steps", "1000", "--preview", "--device", "cpu"]
+    process = subprocess.Popen([*script, *options], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out" / "toy.preview.png").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in printed and printed.splitlines()[-1] == "generate.py: interrupted"
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def tile(tmp_path, name):

@@ -396,6 +396,42 @@ def test_a_callback_may_raise_guidance_and_return_more(pipe, picture, run):
     assert pipe.guidance_scale == 2.0 + pipe.num_timesteps
 
 
+def test_changed_text_is_used_at_once(pipe, picture, run):
+    """Also where the reference would not be written again for steps."""
+
+    def callback(pipe, step, t, tensors):
+        return {"prompt_embeds": tensors["prompt_embeds"] + (3.0 if step == 0 else 0.0)}
+
+    options = {"num_inference_steps": 2, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    changed = [
+        run(pipe, picture, callback_on_step_end=callback, reference_interval=interval, **options)
+        for interval in (1, 2)
+    ]
+    assert_same(*changed)
+    assert_differ(changed[0], run(pipe, picture, num_inference_steps=2))
+
+
+def test_encode_prompt_in_isolation(pipe, picture, run):
+    """With diffusers' arguments; what it returns stands for the prompts."""
+    embeds, negative = pipe.encode_prompt(
+        prompt="a mug", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, negative_prompt="red"
+    )
+    ours = run(pipe, picture, prompt_embeds=embeds, negative_prompt_embeds=negative)
+    assert_same(ours, run(pipe, picture, prompt="a mug", negative_prompt="red"))
+
+
+def test_a_new_controlnet_is_like_the_unet(pipe):
+    pipe.unet.to(torch.bfloat16)
+    assert pipe.add_controlnet().dtype == torch.bfloat16
+    assert pipe.add_controlnet(ControlNetModel.from_unet(pipe.unet).float()).dtype == torch.bfloat16
+
+
+def test_default_processors_can_be_set(pipe, picture, run):
+    before = run(pipe, picture)
+    pipe.unet.set_default_attn_processor()
+    assert_same(run(pipe, picture), before)
+
+
 @pytest.mark.parametrize("name", ("guidance_scale", "guidance_rescale", "eta"))
 def test_numbers_must_be_finite(pipe, picture, run, name):
     with pytest.raises(ValueError, match=f"`{name}` is or has nan"):

@@ -197,19 +197,42 @@ def test_cameras_of_version_1_1():
     assert targets[0]["distance"] == pytest.approx(0.5 * 35 / 16)
 
 
-def test_objaverse_by_uid(monkeypatch, meshes, tmp_path):
+def test_objaverse_by_uid(monkeypatch, meshes, tmp_path, capsys):
     """The download of the package `objaverse` is replaced by a local file."""
     fake = types.SimpleNamespace(
-        load_annotations=lambda uids: {uid: {"license": "by"} for uid in uids},
+        load_annotations=lambda uids: {uid: {"license": "by"} for uid in uids if uid != "unknown"},
         load_objects=lambda uids: {uid: str(meshes / "ball.glb") for uid in uids},
         load_lvis_annotations=lambda: {"ball": ["0123"]},
     )
     monkeypatch.setitem(sys.modules, "objaverse", fake)
-    (tmp_path / "uids.txt").write_text("0123\n")
+    (tmp_path / "uids.txt").write_text("0123\nunknown\n")
     expected = [{"id": "0123", "source": "objaverse/0123", "licence": "by", "path": str(meshes / "ball.glb")}]
     assert render.objaverse_items(str(tmp_path / "uids.txt")) == render.objaverse_items("ball") == expected
+    assert "1 uids are not in Objaverse and are left out: unknown" in capsys.readouterr().err
     with pytest.raises(ValueError, match="`--objaverse` cat is neither"):
         render.objaverse_items("cat")
+
+
+def test_files_whose_names_differ_in_a_space_have_two_ids(tmp_path):
+    for name in ("a b.glb", "a_b.glb", "c.glb"):
+        (tmp_path / name).touch()
+    ids = [item["id"] for item in render.file_items(tmp_path)]
+    assert len(set(ids)) == 3 and ids[2] == "c_glb"
+
+
+def test_another_size_in_the_same_folder_is_refused(rendered, meshes):
+    with pytest.raises(SystemExit, match="holds views of 32 pixels, .* but 16, 16 and v1.2 are asked for now"):
+        render.main([*arguments(rendered, "--objects", meshes), "--size", "16"])
+
+
+def test_failed_objects_can_be_tried_again(meshes, tmp_path):
+    folder = tmp_path / "meshes"
+    shutil.copytree(meshes, folder)
+    render.main(arguments(tmp_path / "data", "--objects", folder))
+    shutil.copy(folder / "ball.glb", folder / "broken.glb")
+    render.main(arguments(tmp_path / "data", "--objects", folder, "--retry_failed"))
+    assert {item["name"] for item in load_objects(tmp_path / "data")} == {"ball_glb", "broken_glb", "cube_obj"}
+    assert not (tmp_path / "data" / "failures.jsonl").exists()
 
 
 def test_bad_sources(tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 
 import numpy as np
@@ -250,6 +251,29 @@ def test_training_saves_what_it_trained(arguments, pipe, tmp_path):
     assert changed == {"unet", "vision_encoder"}
 
 
+def test_cached_latents_of_training_and_validation_are_apart(arguments, shards, tmp_path):
+    """Validation on other objects gives the same loss with the cache of the training objects as without it."""
+    (tmp_path / "heldout").mkdir()
+    with tarfile.open(shards / "shard-00000.tar") as archive:
+        names = [name for name in archive.getnames() if not name.startswith("a.")]
+        with tarfile.open(tmp_path / "heldout" / "shard-00000.tar", "w") as other:
+            for name in names:
+                other.addfile(archive.getmember(name), archive.extractfile(name))
+    options = ["--validation", tmp_path / "heldout", "--validation_steps", 2]
+    for name, more in (("cached", ["--cache_latents"]), ("plain", [])):
+        train.main(arguments(name, 2, *options, *more))
+    lines = [json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1]) for name in ("cached", "plain")]
+    assert lines[0]["validation_loss"] == pytest.approx(lines[1]["validation_loss"], abs=2e-3)
+    assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], abs=2e-3)
+
+
+def test_validation_tiles_use_the_trained_ramp(pipe, shards):
+    model, samples = loss.Denoiser.of(pipe), [TileDataset(shards)[0]]
+    model.ramp.data += 1
+    train.validate(pipe, model, loss.Zero123PlusLoss(pipe, torch.device("cpu")), samples, None)
+    assert pipe.config.ramping_coefficients == pytest.approx(model.ramp.tolist())
+
+
 @pytest.mark.slow
 def test_a_resumed_run_has_the_losses_of_an_unbroken_one(arguments, tmp_path):
     train.main(arguments("whole", 4))
@@ -298,6 +322,7 @@ def test_two_processes_have_the_losses_of_one(arguments, two_processes, tmp_path
     two_processes(arguments("two", 3, "--optimizer", optimizer))
     (checkpoint,) = loading.checkpoints(tmp_path / "two")
     assert loading.run_record(checkpoint)["processes"] == 2
+    assert len(list((checkpoint / "state").glob("random_states_*.pkl"))) == 2  # both had written before the rename
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
 
 
@@ -494,6 +519,28 @@ class Numbers:
         if index in self.broken:
             raise ValueError("broken")
         return {"index": index}
+
+
+def test_a_truncated_shard_is_named_and_what_can_be_read_is_kept(shards, caplog):
+    path = shards / "shard-00000.tar"
+    whole = TileDataset(shards)
+    cut = whole.entries[1]["members"]["targets.webp"][0] + 10  # within the second object
+    path.write_bytes(path.read_bytes()[:cut])
+    assert len(TileDataset(shards)) == len(whole) // 2
+    assert "shard-00000.tar is damaged" in caplog.text
+
+
+def test_shards_of_different_sizes_are_refused(shards, tmp_path):
+    views = Image.new("RGBA", (6 * 8, 8)), Image.new("RGBA", (6 * 8, 2 * 8))
+    with webdataset.TarWriter(str(shards / "shard-00001.tar")) as shard:
+        sample = {"__key__": "small", "json": {"object": "small"}}
+        for kind, view in zip(("inputs.webp", "targets.webp"), views):
+            sample[kind] = io.BytesIO()
+            view.save(sample[kind], "WEBP", lossless=True)
+            sample[kind] = sample[kind].getvalue()
+        shard.write(sample)
+    with pytest.raises(ValueError, match="shard-00000.tar has views and cameras of .* but .*shard-00001.tar"):
+        TileDataset(shards)
 
 
 def test_a_damaged_sample_is_named(shards):
