@@ -411,13 +411,19 @@ def test_changed_text_is_used_at_once(pipe, picture, run):
     assert_differ(changed[0], run(pipe, picture, num_inference_steps=2))
 
 
-def test_encode_prompt_in_isolation(pipe, picture, run):
-    """With diffusers' arguments; what it returns stands for the prompts."""
-    embeds, negative = pipe.encode_prompt(
+def test_encode_prompt_works_in_isolation(pipe, picture, run):
+    """A pipeline of the text's components alone encodes what one without them takes (PipelineTesterMixin's test)."""
+    text = ("text_encoder", "tokenizer")
+    encoder, rest = (
+        type(pipe)(**{name: part if (name in text) == wanted else None for name, part in pipe.components.items()})
+        for wanted in (True, False)
+    )
+    rest.set_progress_bar_config(disable=True)
+    embeds, negative = encoder.encode_prompt(
         prompt="a mug", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, negative_prompt="red"
     )
-    ours = run(pipe, picture, prompt_embeds=embeds, negative_prompt_embeds=negative)
-    assert_same(ours, run(pipe, picture, prompt="a mug", negative_prompt="red"))
+    ours = run(rest, picture, prompt_embeds=embeds, negative_prompt_embeds=negative, guidance_scale=2.0)
+    assert_same(ours, run(pipe, picture, prompt="a mug", negative_prompt="red", guidance_scale=2.0))
 
 
 def test_a_new_controlnet_is_like_the_unet(pipe):
