@@ -270,8 +270,10 @@ CAMERAS = {
 
 
 def known_cameras(name: str) -> str | None:
-    """The key in `CAMERAS` of a public checkpoint, by its Hub name or by a folder of its name; None for another."""
-    found = re.search(r"zero123plus[-_]v?(1[._]?[12])(?![0-9])", name.lower())
+    """The key in `CAMERAS` of a public checkpoint or ControlNet (zero123plus-v1.1, controlnet-zp11-depth-v1), by its
+    Hub name or by a folder of its name; None for another.
+    """
+    found = re.search(r"(?:zero123plus[-_]v?|controlnet-zp)(1[._]?[12])(?![0-9])", name.lower())
     return f"v1.{found[1][-1]}" if found else None
 
 

@@ -199,7 +199,7 @@ class TestCheckpoints:
         named = Path(shutil.copytree(folder, tmp_path / "zero123plus-v1.1"))
         assert loading.load_pipeline(named, "cpu").cameras.elevations == (30, -20) * 3
         asked.save_pretrained(tmp_path / "saved")
-        with pytest.raises(ValueError, match="`--cameras` is v1.2"):
+        with pytest.raises(ValueError, match="`--cameras` has the cameras of v1.2, but the checkpoint says"):
             loading.load_pipeline(tmp_path / "saved", "cpu", cameras="v1.2")
 
     @pytest.mark.parametrize("device", ("gpu", "cuda:99", "tpu"))

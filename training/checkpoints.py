@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from diffusers import ControlNetModel, DiffusionPipeline, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from torch.distributed.fsdp import FSDPModule
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from pipeline import Zero123PlusPipeline
-from zero123plus.loading import RUN_FILE, add_lora, checkpoints, find, load_components, run_record
+from zero123plus.loading import RUN_FILE, add_lora, checkpoints, find, load_components, run_record, set_cameras
 
 from .mini import SCHEDULE
 
@@ -63,22 +63,28 @@ def assemble(checkpoint: str | Path, vision_encoder: str) -> Zero123PlusPipeline
     )
 
 
-def load_start(checkpoint: str, vision_encoder: str, pickle: bool = False) -> Zero123PlusPipeline:
+def load_start(
+    checkpoint: str | Path, vision_encoder: str = "", pickle: bool = False, cameras: str | None = None
+) -> Zero123PlusPipeline:
     """Loads what a run starts from, in float32 throughout: Zero123++, a run of it, a LoRA run (whose LoRA is merged),
-    or Stable Diffusion 2.
+    or Stable Diffusion 2, to which `vision_encoder` is added. For `pickle` and `cameras` see
+    [`loading.load_components`].
     """
     folder = find(checkpoint, pickle)
     base = run_record(folder).get("checkpoint") if not (folder / "model_index.json").is_file() else None
     if base:
-        pipe = load_components(base, torch.float32, pickle)
+        pipe = load_components(base, torch.float32, pickle, cameras)
         add_lora(pipe, folder)
         pipe.fuse_lora()
         pipe.unload_lora_weights()
         return pipe
     if (folder / "model_index.json").is_file():
         if DiffusionPipeline.load_config(folder)["_class_name"] == "StableDiffusionPipeline":
-            return assemble(folder, vision_encoder)
-    return load_components(checkpoint, torch.float32, pickle)
+            pipe = assemble(folder, vision_encoder)
+            if cameras is not None:
+                set_cameras(pipe, cameras, "`--cameras`")
+            return pipe
+    return load_components(checkpoint, torch.float32, pickle, cameras)
 
 
 def with_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor], name: str) -> torch.nn.Module:
@@ -232,9 +238,3 @@ class Run:
         fresh.write_text("".join(f"{line}\n" for line in lines))
         fresh.rename(path)
         return open(path, "a", buffering=1)
-
-
-def load_controlnet_start(pipe: Zero123PlusPipeline, name: str | None) -> ControlNetModel:
-    """Adds the ControlNet that a run starts from: a given one, or a copy of the UNet's encoder."""
-    start = ControlNetModel.from_pretrained(find(name), use_safetensors=True) if name else None
-    return pipe.add_controlnet(start)

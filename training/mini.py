@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from pipeline import CAMERAS, COLUMNS, ROWS, Zero123PlusPipeline
-from zero123plus.loading import load_components
+from zero123plus.loading import add_cameras_option, load_components
 
 VIEW_SIZE = 128
 REFERENCE_SIZE = 192  # the picture is seen finer than the views are made
@@ -206,6 +206,7 @@ def main(argv: list[str] | None = None):
     start = parser.add_mutually_exclusive_group(required=True)
     start.add_argument("--vae", type=Path, help="folder of the VAE from training.train_vae; the rest is random")
     start.add_argument("--checkpoint", help="folder of a mini pipeline to start from")
+    add_cameras_option(parser.add_argument)
     parser.add_argument("--output", type=Path, required=True, help="new folder of the pipeline")
     parser.add_argument("--beta_schedule", choices=("linear", "scaled_linear"), default="linear")
     parser.add_argument("--reference_scale", type=float, default=5.0, help="of the reference's latents")
@@ -218,7 +219,7 @@ def main(argv: list[str] | None = None):
         raise SystemExit(f"{options.output} exists: choose a new folder.")
     torch.manual_seed(0)
     if options.checkpoint:
-        pipe = load_components(options.checkpoint, torch.float32)
+        pipe = load_components(options.checkpoint, torch.float32, cameras=options.cameras)
     else:
         pipe = build_pipeline(AutoencoderKL.from_pretrained(options.vae))
     if options.controlnet:

@@ -14,7 +14,7 @@ import torch
 from diffusers import ControlNetModel
 
 from pipeline import Zero123PlusPipeline
-from zero123plus.loading import ROOT, find
+from zero123plus.loading import ROOT, RUN_FILE, add_cameras_option, find, run_record
 
 from .checkpoints import load_start
 
@@ -37,6 +37,47 @@ def write_pipeline(pipe: Zero123PlusPipeline, folder: Path):
     (folder / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
 
 
+def replace(part: Path, target: Path):
+    """Puts a file or folder in the place of an earlier one, which is removed when the new one is there.
+
+    Raises:
+        ValueError: if a folder is there that is no component of a checkpoint.
+    """
+    old = target.with_name(f".{target.name}.old")
+    if target.is_dir():
+        if not list(target.glob("*config.json")):  # config.json, scheduler_config.json, tokenizer_config.json, ...
+            raise ValueError(f"{target} is no component of a checkpoint: move it, or choose another --output.")
+        target.rename(old)
+    part.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def publish(o: argparse.Namespace):
+    """Publishes as the options say."""
+    o.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=o.output) as folder:
+        folder = Path(folder)
+        if o.controlnet:
+            source = find(o.controlnet)
+            controlnet = ControlNetModel.from_pretrained(source, dtype=torch.float16, use_safetensors=True)
+            controlnet.save_pretrained(folder / o.name, max_shard_size=MAX_SHARD_SIZE)
+            record = {name: run_record(source).get(name) for name in ("condition", "cameras")}
+            record["cameras"] = o.cameras or record["cameras"]
+            (folder / o.name / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
+        else:
+            pipe = load_start(o.checkpoint, cameras=o.cameras)  # a LoRA is merged
+            write_pipeline(pipe.to(torch.float16), folder)
+        for path in (*folder.glob("model_index.json"), *folder.glob("*/config.json")):
+            config = json.loads(path.read_text())
+            config.pop("_name_or_path", None)  # where it lay on the machine that trained it
+            if "dtype" in config:  # transformers' default is what is written here; diffusers' is float32
+                config["dtype"] = "float32"
+            path.write_text(json.dumps(config, indent=2) + "\n")
+        for part in folder.iterdir():
+            if part.name != "pipeline.py" or not (o.output / part.name).exists():
+                replace(part, o.output / part.name)
+
+
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Make a checkpoint the one that ships with the repository.")
@@ -45,29 +86,11 @@ def main(argv: list[str] | None = None):
     what.add_argument("--controlnet", type=Path, help="a ControlNet's folder, or a run's output")
     parser.add_argument("--name", default="controlnet", help="folder of the ControlNet (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=ROOT, help="default: the root of this repository")
-    options = parser.parse_args(argv)
-
-    options.output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.output) as folder:
-        folder = Path(folder)
-        if options.controlnet:
-            controlnet = ControlNetModel.from_pretrained(find(options.controlnet), dtype=torch.float16)
-            controlnet.save_pretrained(folder / options.name, max_shard_size=MAX_SHARD_SIZE)
-        else:
-            write_pipeline(load_start(options.checkpoint, "").to(torch.float16), folder)  # a LoRA is merged
-        for path in (*folder.glob("model_index.json"), *folder.glob("*/config.json")):
-            config = json.loads(path.read_text())
-            config.pop("_name_or_path", None)  # where it lay on the machine that trained it
-            if "dtype" in config:  # transformers' default is what is written here; diffusers' is float32
-                config["dtype"] = "float32"
-            path.write_text(json.dumps(config, indent=2) + "\n")
-        for part in folder.iterdir():
-            target = options.output / part.name
-            if part.name == "pipeline.py" and target.exists():
-                continue
-            if target.is_dir():
-                shutil.rmtree(target)
-            part.rename(target)
+    add_cameras_option(parser.add_argument)
+    try:
+        publish(parser.parse_args(argv))
+    except (OSError, ValueError) as error:
+        raise SystemExit(" ".join(str(error).split())) from error
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline import CAMERAS, Zero123PlusPipeline, split_views
-from zero123plus.loading import checkpoints, same_cameras, set_cameras
+from zero123plus.loading import checkpoints, load_controlnet, set_cameras
 
-from .checkpoints import Run, gathered, load_controlnet_start, load_start
+from .checkpoints import Run, gathered, load_start
 from .data import CONDITIONS, LatentCache, Stream, TileDataset, fingerprint
 from .dry_run import describe
 from .loss import Denoiser, Zero123PlusLoss
@@ -251,7 +251,7 @@ def build_model(o: argparse.Namespace, pipe: Zero123PlusPipeline) -> Denoiser:
     """Takes the pipeline's components and sets which parameters train."""
     pipe.controlnet = None
     if o.train == "controlnet":
-        load_controlnet_start(pipe, o.controlnet)
+        load_controlnet(pipe, o.controlnet) if o.controlnet else pipe.add_controlnet()
     model = Denoiser.of(pipe)
     for module in (pipe.vae, pipe.text_encoder, model):
         module.requires_grad_(False)
@@ -276,17 +276,9 @@ def match_cameras(o: argparse.Namespace, pipe: Zero123PlusPipeline, dataset: Til
     Raises:
         ValueError: if they differ.
     """
-    if o.cameras:
-        set_cameras(pipe, o.cameras, o.checkpoint)
     if dataset.preset is None:
         return o.cameras
-    if not pipe.cameras_are_known:
-        set_cameras(pipe, dataset.preset, o.checkpoint)
-    if not same_cameras(pipe.cameras, CAMERAS[dataset.preset]):
-        raise ValueError(
-            f"`--data` {o.data} was rendered with the cameras of {dataset.preset}, but {o.checkpoint} has"
-            f" {pipe.cameras}: render with the checkpoint's (`training.render --cameras`)."
-        )
+    set_cameras(pipe, dataset.preset, f"`--data` {o.data}")
     return dataset.preset
 
 
@@ -333,7 +325,7 @@ def train(o: argparse.Namespace):
     accelerator.gradient_accumulation_steps = o.batch_size // (o.micro_batch_size * accelerator.num_processes)
 
     # 2. What trains, and what is frozen
-    pipe = load_start(o.checkpoint, o.vision_encoder, o.pickle)
+    pipe = load_start(o.checkpoint, o.vision_encoder, o.pickle, o.cameras)
     pipe.check_size(*size)
     preset = match_cameras(o, pipe, dataset)
     pipe.vae.to(accelerator.device), pipe.text_encoder.to(accelerator.device)

@@ -1,7 +1,7 @@
 """Views as the input of reconstruction programs: nerfstudio's `transforms.json`, COLMAP's text model.
 
-Both get RGBA pictures, transparent where a view shows its background, and the pipeline's cameras. A format is one
-entry of `EXPORTS`.
+Both get RGBA pictures, transparent where a view shows its background, the pipeline's cameras, and points that Gaussian
+splatting starts from. A format is one entry of `EXPORTS`.
 """
 
 import json
@@ -15,6 +15,9 @@ from pipeline import GREY
 from .pictures import cut_out
 
 NUM_POINTS = 2000
+# A 2D point of an image that belongs to no 3D point. COLMAP reads images without points too, but programs that skip
+# empty lines, or stop at the first, read one image of six.
+NO_POINT = "0 0 -1"
 
 
 def quaternion(rotation: np.ndarray) -> np.ndarray:
@@ -33,8 +36,29 @@ def quaternion(rotation: np.ndarray) -> np.ndarray:
     return vector if vector[0] >= 0 else -vector
 
 
+def initial_points() -> tuple[np.ndarray, np.ndarray]:
+    """Points that Gaussian splatting starts from, shape (N, 3), and their colours, uint8 of shape (N, 3): grey points,
+    evenly spread over the sphere of radius 0.25.
+    """
+    # A Fibonacci sphere: even, and the same every time
+    index = np.arange(NUM_POINTS) + 0.5
+    z, angle = 1 - 2 * index / NUM_POINTS, np.pi * (1 + 5**0.5) * index
+    ring = np.sqrt(1 - z**2)
+    points = 0.25 * np.stack([ring * np.cos(angle), ring * np.sin(angle), z], axis=-1)
+    return points, np.full((NUM_POINTS, 3), GREY, np.uint8)
+
+
+def write_ply(path: Path, points: np.ndarray, colours: np.ndarray):
+    """Writes points of shape (N, 3) and their colours, uint8 of shape (N, 3), as an ASCII .ply file."""
+    header = ["ply", "format ascii 1.0", f"element vertex {len(points)}"]
+    header += [f"property float {axis}" for axis in "xyz"]
+    header += [f"property uchar {name}" for name in ("red", "green", "blue")]
+    rows = [f"{x:.6f} {y:.6f} {z:.6f} {r} {g} {b}" for (x, y, z), (r, g, b) in zip(points, colours)]
+    path.write_text("\n".join([*header, "end_header", *rows]) + "\n")
+
+
 def write_nerfstudio(folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.ndarray):
-    """Writes `transforms.json` and `images/`. nerfstudio's cameras are OpenGL's, like the pipeline's."""
+    """Writes `transforms.json`, `images/` and `points.ply`. nerfstudio's cameras are OpenGL's, like the pipeline's."""
     width, height = views[0].size
     names = [f"images/view_{i}.png" for i in range(len(views))]
     transforms = {
@@ -45,19 +69,18 @@ def write_nerfstudio(folder: Path, views: list[PIL.Image.Image], poses: np.ndarr
         "cy": intrinsics[1, 2],
         "w": width,
         "h": height,
+        "ply_file_path": "points.ply",
         "frames": [{"file_path": name, "transform_matrix": pose.tolist()} for name, pose in zip(names, poses)],
     }
     (folder / "images").mkdir(parents=True)
     for name, view in zip(names, views):
         cut_out(view, name).save(folder / name)
+    write_ply(folder / "points.ply", *initial_points())
     (folder / "transforms.json").write_text(json.dumps(transforms, indent=2) + "\n")
 
 
 def write_colmap(folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.ndarray):
-    """Writes `images/` and the text model `sparse/0`: world-to-camera, OpenCV convention (+Y down, looking along +Z).
-
-    Its points, which Gaussian splatting starts from, are spread over the sphere of radius 0.25.
-    """
+    """Writes `images/` and the text model `sparse/0`: world-to-camera, OpenCV (+Y down, looking along +Z)."""
     width, height = views[0].size
     (folder / "images").mkdir(parents=True)
     (folder / "sparse" / "0").mkdir(parents=True)
@@ -66,19 +89,17 @@ def write_colmap(folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, 
         cut_out(view, f"view_{i}").save(folder / "images" / f"view_{i}.png")
         rotation = np.diag([1, -1, -1]) @ pose[:3, :3].T
         numbers = [*quaternion(rotation), *(-rotation @ pose[:3, 3])]
-        lines += [f"{i + 1} {' '.join(f'{number:.12g}' for number in numbers)} 1 view_{i}.png", ""]
+        lines += [f"{i + 1} {' '.join(f'{number:.12g}' for number in numbers)} 1 view_{i}.png", NO_POINT]
     model = folder / "sparse" / "0"
     (model / "images.txt").write_text("\n".join(lines) + "\n")
     fx, fy, cx, cy = intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]
     (model / "cameras.txt").write_text(
         f"# CAMERA_ID MODEL WIDTH HEIGHT FX FY CX CY\n1 PINHOLE {width} {height} {fx} {fy} {cx} {cy}\n"
     )
-    # A Fibonacci sphere: even, and the same every time
-    index = np.arange(NUM_POINTS) + 0.5
-    z, angle = 1 - 2 * index / NUM_POINTS, np.pi * (1 + 5**0.5) * index
-    ring = np.sqrt(1 - z**2)
-    points = 0.25 * np.stack([ring * np.cos(angle), ring * np.sin(angle), z], axis=-1)
-    rows = [f"{i + 1} {x:.6f} {y:.6f} {z:.6f} {GREY} {GREY} {GREY} 0" for i, (x, y, z) in enumerate(points)]
+    rows = [
+        f"{i + 1} {x:.6f} {y:.6f} {z:.6f} {r} {g} {b} 0"
+        for i, ((x, y, z), (r, g, b)) in enumerate(zip(*initial_points()))
+    ]
     # No tracks: pycolmap reads none that name 2D points which the pictures do not list
     (model / "points3D.txt").write_text("\n".join(["# POINT3D_ID X Y Z R G B ERROR", *rows]) + "\n")
 

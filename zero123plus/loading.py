@@ -8,11 +8,11 @@ from diffusers import ControlNetModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
-from pipeline import CAMERAS, Zero123PlusPipeline
+from pipeline import CAMERAS, Zero123PlusPipeline, known_cameras
 
 ROOT = Path(__file__).resolve().parent.parent  # of this repository, which is the checkpoint that ships with it
 LORA_FILE = "pytorch_lora_weights.safetensors"
-RUN_FILE = "run.json"  # what a training run says of itself in each of its checkpoints
+RUN_FILE = "run.json"  # what a training run says of itself in each of its checkpoints, and a ControlNet of its cameras
 WEIGHTS = ("*.json", "*.txt", "*.model", "*.safetensors")
 VARIANTS = ("*.fp16.*", "*non_ema*", "*onnx*", "*openvino*", "*flax*")  # not downloaded
 DTYPES = ("float32", "float16", "bfloat16")
@@ -127,27 +127,34 @@ def run_record(folder: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def load_components(name: str | Path, dtype: torch.dtype, pickle: bool = False, **options) -> Zero123PlusPipeline:
+def load_components(
+    name: str | Path, dtype: torch.dtype, pickle: bool = False, cameras: str | None = None, **options
+) -> Zero123PlusPipeline:
     """Loads a pipeline whose components all have one dtype. No code of the checkpoint runs.
 
     Args:
         name: see [`find`].
         dtype: of all components.
         pickle: whether weights may be stored with pickle.
+        cameras: a key of `pipeline.CAMERAS`, for a checkpoint that does not say its cameras.
         options: components or configuration that replace the checkpoint's.
 
     Raises:
-        ValueError: if it is of another kind, names components of its own code, or has weights stored with pickle.
+        ValueError: if it is of another kind, names components of its own code, has weights stored with pickle, or
+            says that it has other cameras.
     """
     folder = find(name, pickle)
     check_kind(folder, name)
     check_weights(folder, pickle)
     try:
-        return Zero123PlusPipeline.from_pretrained(
+        pipe = Zero123PlusPipeline.from_pretrained(
             folder, dtype=dtype, use_safetensors=None if pickle else True, **options
         )
     except (OSError, RuntimeError, KeyError) as error:
         raise ValueError(f"{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    if cameras is not None:
+        set_cameras(pipe, cameras, "`--cameras`")
+    return pipe
 
 
 def load_pipeline(
@@ -181,24 +188,31 @@ def load_pipeline(
         name, lora = run_record(folder).get("checkpoint"), folder
         if name is None:
             raise ValueError(f"{folder} holds a LoRA alone: give it as `--lora`, and its base as `--checkpoint`.")
-    pipe = load_components(name, choose_dtype(device, dtype), pickle)
-    if cameras is not None:
-        set_cameras(pipe, cameras, name)
+    pipe = load_components(name, choose_dtype(device, dtype), pickle, cameras)
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="trailing")
     if lora is not None:
         add_lora(pipe, lora, lora_scale)
     return pipe.to(device)
 
 
-def set_cameras(pipe: Zero123PlusPipeline, preset: str, name: str | Path):
-    """Gives a pipeline the cameras of a preset, a key of `pipeline.CAMERAS`.
+def set_cameras(pipe: Zero123PlusPipeline, preset: str, source: str):
+    """Gives a pipeline the cameras of a preset, a key of `pipeline.CAMERAS`. Whatever was rendered, trained or
+    controlled with a preset is checked here against the checkpoint that it meets.
+
+    Args:
+        pipe: changed in place.
+        preset: a key of `pipeline.CAMERAS`.
+        source: what asks for it, for the message.
 
     Raises:
         ValueError: if the checkpoint says that it has others.
     """
     wanted = CAMERAS[preset]
     if pipe.cameras_are_known and not same_cameras(pipe.cameras, wanted):
-        raise ValueError(f"`--cameras` is {preset}, but {name} says that it has other cameras: {pipe.cameras}.")
+        raise ValueError(
+            f"{source} has the cameras of {preset}, but the checkpoint says that it has others: {pipe.cameras}. Use"
+            " both with the same cameras."
+        )
     pipe.register_to_config(
         view_azimuths=list(wanted.azimuths), view_elevations=list(wanted.elevations), view_fov=wanted.fov
     )
@@ -219,12 +233,15 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
         scale: its strength.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or it was trained for other cameras than the pipeline's.
     """
     path = Path(name)
     folder, weight_name = (path.parent, path.name) if path.is_file() else (find(name), LORA_FILE)
     if not (folder / weight_name).is_file():
         raise ValueError(f"`--lora` {name} has no {weight_name}.")
+    preset = run_record(folder).get("cameras")
+    if preset:
+        set_cameras(pipe, preset, f"`--lora` {name}")
     pipe.load_lora_weights(str(folder), weight_name=weight_name, use_safetensors=True)
     pipe.set_adapters(pipe.get_active_adapters(), scale)
 
@@ -244,18 +261,21 @@ def load_controlnet(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 
     config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
     if config.get("_class_name") != "ControlNetModel":
         raise ValueError(f"`--controlnet` {name} holds no ControlNetModel: give a folder that has its config.json.")
-    preset = run_record(folder).get("cameras")
-    if preset and not same_cameras(pipe.cameras, CAMERAS[preset]):
-        raise ValueError(
-            f"`--controlnet` {name} was trained for the cameras of {preset}, but the checkpoint has {pipe.cameras}."
-        )
+    preset = run_record(folder).get("cameras") or known_cameras(str(name))
+    if preset:
+        set_cameras(pipe, preset, f"`--controlnet` {name}")
     return pipe.add_controlnet(ControlNetModel.from_pretrained(folder, use_safetensors=True), scale)
+
+
+def add_cameras_option(add):
+    """Adds `--cameras` to a command; `add` is `parser.add_argument`."""
+    add("--cameras", choices=CAMERAS, help="for a checkpoint that does not say its own")
 
 
 def add_checkpoint_options(add):
     """Adds the options of [`load_pipeline`] to a command; `add` is `parser.add_argument`."""
     add("--checkpoint", help="folder, training run or Hub name; the one in this repository if missing")
-    add("--cameras", choices=CAMERAS, help="for a checkpoint that does not say its own")
+    add_cameras_option(add)
     add("--lora", help="folder, training run or Hub name of a LoRA for the UNet")
     add("--lora-scale", "--lora_scale", type=float, default=1.0, help="strength of the LoRA")
     add("--pickle", action="store_true", help="also read weights stored with pickle, which can run code")
