@@ -43,10 +43,6 @@ except ImportError:  # diffusers before 0.35 has one attention backend
 
 logger = logging.get_logger(__name__)
 
-# `save_pretrained` writes this file beside the components. The text is read at import, because the module cache that
-# diffusers imports from may hold another pipeline's file by the time of saving.
-SOURCE = Path(__file__).read_text(encoding="utf-8")
-
 EXAMPLE_DOC_STRING = """
     Examples:
         ```py
@@ -672,6 +668,9 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     model_cpu_offload_seq = "text_encoder->vision_encoder->unet->vae"
     _optional_components = ["safety_checker", "controlnet"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    # `save_pretrained` writes this file beside the components. The text is read when the class is made, because the
+    # module that diffusers imports it from holds another pipeline's file, and names, once another one is loaded.
+    _source = Path(__file__).read_text(encoding="utf-8")
 
     def __init__(
         self,
@@ -752,7 +751,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "pipeline.py").write_text(SOURCE, encoding="utf-8")
+        (folder / "pipeline.py").write_text(self._source, encoding="utf-8")
         if self.cameras_are_known:
             cameras = self.cameras
             self.register_to_config(

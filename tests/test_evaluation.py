@@ -8,8 +8,11 @@ import pytest
 import torch
 from helpers import POSES, intrinsics, silhouettes
 from PIL import Image
+from scipy import ndimage
 
-from evaluation import evaluate, metrics
+from evaluation import bars, compare, evaluate, heldout, metrics
+from pipeline import split_views
+from training.data import on_grey
 from zero123plus.pictures import foreground
 
 
@@ -181,3 +184,38 @@ def test_controlnet_sees_the_true_depth(objects, pipe, tmp_path):
     one, other = tables
     assert one["this checkpoint"]["tile PSNR"] != other["this checkpoint"]["tile PSNR"]
     assert one["this checkpoint"]["one step"] != other["this checkpoint"]["one step"]
+
+
+def test_names_with_a_dash_are_no_toys():
+    assert [heldout.group_of(name) for name in ("car-7", "bed-0", "toy-car", "car-red", "lamp_glb", "shoe-3")] == [
+        "trained kinds, new seeds",
+        "kinds never trained",
+        *["other objects"] * 4,
+    ]
+
+
+def test_masks_of_true_views_are_those_of_the_renders():
+    """On the held-out toys, whose alpha is known. Inside is what is more than a pixel from the outline."""
+    ious, lost = [], []
+    for path in sorted(heldout.FOLDER.glob("*/views.webp")):
+        rgba = np.asarray(Image.open(path))[None]
+        masks = split_views(rgba[..., 3:])[0, ..., 0] > 127
+        for mask, ours in zip(masks, foreground(split_views(on_grey(rgba))[0] / 255)):
+            inside = ndimage.binary_erosion(mask)
+            ious.append((mask & ours).sum() / (mask | ours).sum())
+            lost.append((inside & ~ours).sum() / inside.sum())
+    assert len(ious) == 38 * 6
+    assert np.mean(ious) > 0.97 and np.mean(lost) < 0.002
+
+
+def test_comparing_with_predictions_shows_a_dash(tmp_path, capsys):
+    """They have no one-step prediction."""
+    tables = {
+        "ours": {bars.OURS: {"tile PSNR": 17.0, "one step": 18.0}},
+        "theirs": {"predictions": {"tile PSNR": 16.0}},
+    }
+    for name, table in tables.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps({"other objects": table}))
+    compare.main([str(tmp_path / name / "results.json") for name in tables])
+    assert capsys.readouterr().out.splitlines()[2:4] == ["| ours | 17.000 | 18.000 |", "| theirs | 16.000 | - |"]

@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import assert_same, noise_picture
 from diffusers import ControlNetModel, DiffusionPipeline
+from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import filter_repo_objects
 
@@ -78,6 +79,22 @@ def test_saved_folder_is_its_own_custom_pipeline(pipe, tmp_path):
     again = DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(tmp_path), trust_remote_code=True)
     again.save_pretrained(tmp_path)  # over itself
     assert (tmp_path / "pipeline.py").read_text() == (ROOT / "pipeline.py").read_text()
+
+
+def test_saves_its_own_file_after_another_pipeline_was_loaded(pipe, tmp_path):
+    """diffusers keeps one cached file, and one module, for all local files of the name pipeline.py."""
+    pipe.save_pretrained(tmp_path / "checkpoint")
+    options = {"custom_pipeline": str(ROOT), "trust_remote_code": True}
+    ours = DiffusionPipeline.from_pretrained(tmp_path / "checkpoint", **options)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "pipeline.py").write_text(
+        "from diffusers import StableDiffusionPipeline\n\n\n"
+        "class Zero123PlusPipeline(StableDiffusionPipeline):\n    other = True\n"
+    )
+    theirs = get_class_from_dynamic_module(str(tmp_path / "other"), "pipeline.py", "Zero123PlusPipeline")
+    assert theirs.other
+    ours.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "pipeline.py").read_text() == (ROOT / "pipeline.py").read_text()
 
 
 class Hub(BaseHTTPRequestHandler):
