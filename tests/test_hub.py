@@ -18,7 +18,6 @@ import pytest
 import torch
 from conftest import assert_same, noise_picture
 from diffusers import ControlNetModel, DiffusionPipeline
-from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import filter_repo_objects
 
@@ -88,11 +87,11 @@ def test_saves_its_own_file_after_another_pipeline_was_loaded(pipe, tmp_path):
     ours = DiffusionPipeline.from_pretrained(tmp_path / "checkpoint", **options)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "pipeline.py").write_text(
-        "from diffusers import StableDiffusionPipeline\n\n\n"
-        "class Zero123PlusPipeline(StableDiffusionPipeline):\n    other = True\n"
+        "from diffusers import DiffusionPipeline\n\n\nclass Zero123PlusPipeline(DiffusionPipeline):\n"
+        "    def __init__(self, scheduler):\n        super().__init__()\n"
     )
-    theirs = get_class_from_dynamic_module(str(tmp_path / "other"), "pipeline.py", "Zero123PlusPipeline")
-    assert theirs.other
+    theirs = {"custom_pipeline": str(tmp_path / "other"), "trust_remote_code": True}
+    DiffusionPipeline.from_pretrained(tmp_path / "checkpoint", **theirs)
     ours.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "pipeline.py").read_text() == (ROOT / "pipeline.py").read_text()
 
