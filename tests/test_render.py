@@ -213,6 +213,39 @@ def test_objaverse_by_uid(monkeypatch, meshes, tmp_path, capsys):
         render.objaverse_items("cat")
 
 
+def test_meshes_that_import_but_show_nothing_are_failures(tmp_path):
+    """Points without faces, a texture that is gone; a file by itself, and .stl."""
+    ply = ["ply", "format ascii 1.0", "element vertex 3", *(f"property float {axis}" for axis in "xyz"), "end_header"]
+    (tmp_path / "points.ply").write_text("\n".join([*ply, "0 0 0", "1 0 0", "0 1 1"]) + "\n")
+    corners = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\n"
+    (tmp_path / "t.mtl").write_text("newmtl a\nmap_Kd gone.png\n")
+    (tmp_path / "t.obj").write_text(
+        f"mtllib t.mtl\n{corners}vt 0 0\nvt 1 0\nvt 0 1\nusemtl a\n"
+        "f 1/1 3/2 2/3\nf 1/1 2/2 4/3\nf 2/1 3/2 4/3\nf 1/1 4/2 3/3\n"
+    )
+    render.main(arguments(tmp_path / "data", "--objects", tmp_path))
+    failures = [json.loads(line) for line in (tmp_path / "data" / "failures.jsonl").read_text().splitlines()]
+    reasons = {entry["id"]: entry["error"] for entry in failures}
+    assert set(reasons) == {"points_ply", "t_obj"}
+    assert "no faces" in reasons["points_ply"] and "gone.png" in reasons["t_obj"]
+    (tmp_path / "one.stl").write_text(
+        "solid a\nfacet normal 0 0 1\nouter loop\nvertex 0 0 0\nvertex 1 0 0\nvertex 0 1 0\nendloop\nendfacet\n"
+        "endsolid a\n"
+    )
+    render.main(arguments(tmp_path / "one", "--objects", tmp_path / "one.stl"))
+    assert [item["name"] for item in load_objects(tmp_path / "one")] == ["one_stl"]
+
+
+def test_vertex_colours_are_seen(tmp_path):
+    faces = "f 1 3 2\nf 1 2 4\nf 2 3 4\nf 1 4 3\n"
+    lines = [f"v {corner} 1 0 0" for corner in ("0 0 0", "1 0 0", "0 1 0", "0 0 1")]
+    (tmp_path / "red.obj").write_text("\n".join(lines) + "\n" + faces)
+    render.main(arguments(tmp_path / "data", "--objects", tmp_path / "red.obj"))
+    (item,) = load_objects(tmp_path / "data")
+    colours = item["targets"][item["targets"][..., 3] > 250][:, :3].mean(0)
+    assert colours[0] > 2 * colours[1:].max()
+
+
 def test_files_whose_names_differ_in_a_space_have_two_ids(tmp_path):
     for name in ("a b.glb", "a_b.glb", "c.glb"):
         (tmp_path / name).touch()

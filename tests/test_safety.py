@@ -1,5 +1,6 @@
 """Nothing of the user's is lost, and no code of others runs."""
 
+import importlib.util
 import json
 import shutil
 import threading
@@ -114,6 +115,22 @@ def test_chained_urls_keep_their_archive(tmp_path):
     assert job == (f"zip://x.png::{archive}", "x")
 
 
+def test_file_systems_without_their_package_are_one_line():
+    if importlib.util.find_spec("gcsfs"):
+        pytest.skip("gcsfs is installed")
+    with pytest.raises(ValueError, match="gs://bucket/x.png needs another package: .*gcsfs"):
+        pictures.find_pictures(["gs://bucket/x.png"])
+
+
+def test_files_that_are_left_out_are_counted_and_named(tmp_path):
+    for name in ("a.png", "b.heic", "notes.txt"):
+        (tmp_path / name).touch()
+    found, left_out = pictures.find_pictures([str(tmp_path)])
+    assert [key for _, key in found] == ["a"] if pictures.HEIF_SUFFIXES.isdisjoint(pictures.SUFFIXES) else ["a", "b"]
+    words = pictures.describe_left_out([*left_out, "b.heic"])
+    assert "files are left out" in words and "notes.txt" in words and "`pip install pillow-heif` reads HEIC" in words
+
+
 def test_formats_are_recognised_by_content(tmp_path):
     noise_picture().save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.png")
@@ -201,6 +218,29 @@ class TestCheckpoints:
         asked.save_pretrained(tmp_path / "saved")
         with pytest.raises(ValueError, match="`--cameras` has the cameras of v1.2, but the checkpoint says"):
             loading.load_pipeline(tmp_path / "saved", "cpu", cameras="v1.2")
+
+    @pytest.mark.parametrize(
+        "name, preset",
+        (
+            ("sudo-ai/zero123plus-v1.1", "v1.1"),
+            ("models/zero123plus_v12", "v1.2"),
+            ("sudo-ai/controlnet-zp11-depth-v1", "v1.1"),
+            ("org/zero123plus-v1.15", None),
+            ("mine", None),
+        ),
+    )
+    def test_public_checkpoints_are_known_by_name(self, name, preset):
+        assert pipeline.known_cameras(name) == preset
+
+    def test_controls_of_other_cameras_are_refused(self, folder, pipe, tmp_path):
+        pipe.add_controlnet().save_pretrained(tmp_path / "control")
+        (tmp_path / "control" / loading.RUN_FILE).write_text('{"cameras": "v1.1"}')
+        with pytest.raises(ValueError, match="`--controlnet` .* has the cameras of v1.1, but the checkpoint says"):
+            loading.load_controlnet(loading.load_pipeline(folder, "cpu"), tmp_path / "control")
+
+    def test_a_cache_that_cannot_be_used_is_one_line(self):
+        with pytest.raises(ValueError, match="no folder here, and cannot be had from the Hub .*HF_HOME"):
+            loading.load_pipeline("org/nothing", "cpu")
 
     @pytest.mark.parametrize("device", ("gpu", "cuda:99", "tpu"))
     def test_devices_that_are_not_there(self, device):

@@ -438,6 +438,44 @@ def test_lora_run_is_loaded_as_lora(arguments, pipe, picture, run, tmp_path):
     assert_differ(before, run(pipe, picture))
 
 
+def test_what_training_writes_every_command_reads(arguments, pipe, picture, run, tmp_path):
+    """A run's folder is its newest checkpoint, and that of a LoRA run is the LoRA on what it was trained from."""
+    train.main(arguments("whole", 1))
+    train.main(arguments("lora", 1, "--lora_rank", "2", "--learning_rate", "0.1", "--ema_decay", "0"))
+    whole, lora = loading.load_pipeline(tmp_path / "whole", "cpu"), loading.load_pipeline(tmp_path / "lora", "cpu")
+    assert whole.config.ramping_coefficients != pipe.config.ramping_coefficients
+    half = loading.load_pipeline(tmp_path / "start", "cpu", lora=tmp_path / "lora", lora_scale=0.5)
+    plain = run(pipe, picture)
+    assert_differ(run(lora, picture), plain)
+    assert (run(half, picture) - plain).abs().max() < (run(lora, picture) - plain).abs().max()
+    publish.main(["--checkpoint", str(tmp_path / "lora"), "--output", str(tmp_path / "published")])
+    assert_differ(run(loading.load_pipeline(tmp_path / "published", "cpu"), picture), plain)
+    train.main([*arguments("further", 1), "--checkpoint", str(tmp_path / "lora")])  # the LoRA is merged
+    with pytest.raises(SystemExit, match="holds a run with lora_rank 2, but 4 is asked for now"):
+        train.main(arguments("lora", 2, "--lora_rank", "4"))
+
+
+def test_training_starts_from_half_precision(arguments, pipe, tmp_path):
+    """Each library loads a half-precision checkpoint in another dtype unless it is told."""
+    pipe.to(torch.float16).save_pretrained(tmp_path / "start")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        train.main(arguments("run", 1, "--mixed_precision", "bf16"))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert np.isfinite(losses(tmp_path / "run")).all()
+
+
+def test_data_of_other_cameras_is_refused(arguments, pipe, shards, tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "other.tar")) as shard:
+        for sample in webdataset.WebDataset(str(shards / "shard-00000.tar"), shardshuffle=False):
+            record = {**json.loads(sample["json"]), "cameras": {"preset": "v1.1"}}
+            shard.write({**sample, "json": record})
+    (tmp_path / "other.tar").rename(shards / "shard-00000.tar")
+    with pytest.raises(SystemExit, match="`--data` .* has the cameras of v1.1, but the checkpoint says"):
+        train.main(arguments("run", 1))
+
+
 @pytest.mark.slow
 def test_controlnet_alone_trains_and_resumes(arguments, pipe, picture, run, tmp_path):
     train_controlnet.main(arguments("whole", 2)[2:])
@@ -580,9 +618,21 @@ def test_published_tokenizer_has_its_merges(pipe, tmp_path):
     assert json.loads((tmp_path / "published" / "tokenizer" / "vocab.json").read_text())["cat</w>"] == 201
 
 
+def test_publishing_replaces_components_alone(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "trained")
+    (tmp_path / "home" / "unet").mkdir(parents=True)
+    (tmp_path / "home" / "unet" / "mine.txt").write_text("precious")
+    with pytest.raises(SystemExit, match="unet is no component of a checkpoint"):
+        publish.main(["--checkpoint", str(tmp_path / "trained"), "--output", str(tmp_path / "home")])
+    assert (tmp_path / "home" / "unet" / "mine.txt").read_text() == "precious"
+
+
 def test_published_controlnet(pipe, tmp_path):
     pipe.add_controlnet().save_pretrained(tmp_path / "trained")
+    (tmp_path / "trained" / loading.RUN_FILE).write_text('{"cameras": "v1.1", "checkpoint": "/somewhere"}')
     publish.main(["--controlnet", str(tmp_path / "trained"), "--output", str(tmp_path / "repository")])
     assert [path.name for path in (tmp_path / "repository").iterdir()] == ["controlnet"]
     again = ControlNetModel.from_pretrained(tmp_path / "repository", subfolder="controlnet")
+    record = json.loads((tmp_path / "repository" / "controlnet" / loading.RUN_FILE).read_text())
+    assert record == {"condition": None, "cameras": "v1.1"}
     torch.testing.assert_close(again.conv_in.weight, pipe.controlnet.conv_in.weight, rtol=1e-3, atol=1e-4)
