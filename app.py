@@ -28,6 +28,7 @@ MAX_FILE_SIZE = "20mb"
 MAX_PIXELS = 40_000_000  # of an uploaded picture, which a small file can hold very many of
 MAX_WAITING = 20  # visitors in the queue; the next one is told to come back
 MAX_STEPS = 100
+MAX_SEED = 2**64 - 1  # torch's
 KEEP_SECONDS = 3600  # results and uploads
 CSS = "#tile img, #turntable img { width: auto; height: 100%; margin: auto }"  # the mini's views are small
 
@@ -50,6 +51,18 @@ def read_upload(payload: gr.data_classes.ImageData | None) -> str | None:
             f"The picture has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million: shrink it first."
         )
     return payload.path
+
+
+def parse_seed(text: str) -> int:
+    """Reads the seed's field.
+
+    Raises:
+        gr.Error: if it is no whole number that torch takes.
+    """
+    text = str(text).strip()
+    if not (text.isascii() and text.isdecimal() and int(text) <= MAX_SEED):
+        raise gr.Error(f"The seed is {text!r}, but must be a whole number from 0 to {MAX_SEED}: such as 0.")
+    return int(text)
 
 
 def in_steps(work: Callable[[Callable], object]) -> Iterator[tuple[str, object]]:
@@ -93,8 +106,7 @@ def build(pipe) -> gr.Blocks:
         """Yields tile, views, turntable and archive: first the tile alone, as it forms, at the end all of them."""
         if path is None:
             raise gr.Error("There is no picture yet: upload one, or choose an example.")
-        if seed is None:
-            raise gr.Error("The seed is empty: give a whole number, such as 0.")
+        seed = parse_seed(seed)
         try:
             picture = prepare(read_picture(path, "The picture"), cut, ratio if centre else None)
             picture = load_pictures(picture, "picture")[0]
@@ -104,7 +116,7 @@ def build(pipe) -> gr.Blocks:
                     picture,
                     num_inference_steps=steps,
                     guidance_scale=guidance,
-                    generator=torch.Generator().manual_seed(int(seed)),
+                    generator=torch.Generator().manual_seed(seed),
                     callback_on_step_end=Preview(pipe, picture, show),
                 )
 
@@ -138,7 +150,8 @@ def build(pipe) -> gr.Blocks:
                     1, MAX_STEPS, pipe.config.default_num_inference_steps, step=1, label="Steps", elem_id="steps"
                 )
                 guidance = gr.Slider(1, 10, pipe.config.default_guidance_scale, label="Guidance")
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**63 - 1)
+                # A browser's numbers are exact up to 2**53 only, and seeds are larger
+                seed = gr.Textbox("0", label="Seed", max_lines=1, elem_id="seed")
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
                 gr.Examples(
                     [[str(path)] for path in sorted((loading.ROOT / "examples" / "images").glob("*.png"))], [picture]

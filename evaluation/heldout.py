@@ -10,6 +10,7 @@ alike). `evaluation/toys/mean.webp` is the mean training tile, and `heldout.json
 
 import argparse
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from PIL import Image
 from pipeline import CAMERAS, Cameras
 from training.data import AZIMUTHS, CONDITIONS, TileDataset, index_shards, on_grey, read_object, select_views
 from zero123plus.pictures import to_tile
+
+logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent / "toys"
 UNSEEN = ("teapot", "windmill", "bed")  # kinds that are never trained
@@ -36,9 +39,14 @@ def group_of(name: str) -> str:
 
 
 def cameras_of(folder: Path) -> Cameras:
-    """The cameras of a folder of held-out objects; those of v1.2 where it does not say them."""
+    """The cameras of a folder of held-out objects. A warning says when it does not say them and those of v1.2 are
+    assumed.
+    """
     path = folder / "heldout.json"
-    return CAMERAS[json.loads(path.read_text())["cameras"] if path.is_file() else "v1.2"]
+    preset = json.loads(path.read_text())["cameras"] if path.is_file() else None
+    if preset is None:
+        logger.warning("%s does not say its cameras, and those of v1.2 are assumed.", folder)
+    return CAMERAS[preset or "v1.2"]
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
@@ -90,7 +98,7 @@ def main(argv: list[str] | None = None):
         place, variant = divmod(nearest, 2 * AZIMUTHS)
         _, views = select_views(read_object(train.entries[place]), variant // 2, bool(variant % 2))
         Image.fromarray(on_grey(to_tile(views))).save(folder / "nearest.webp", quality=90)
-    (options.output / "heldout.json").write_text(json.dumps({"cameras": heldout.preset or "v1.2"}) + "\n")
+    (options.output / "heldout.json").write_text(json.dumps({"cameras": heldout.preset}) + "\n")
 
 
 if __name__ == "__main__":

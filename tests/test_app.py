@@ -20,6 +20,7 @@ if not shutil.which("chromium"):
     pytest.skip("there is no chromium", allow_module_level=True)
 
 import gradio as gr  # noqa: E402
+import torch  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
@@ -122,6 +123,25 @@ def test_broken_file_is_a_message(browser, tmp_path):
 def test_no_picture_is_a_message(browser):
     wait(browser, lambda: browser.find_element(By.ID, "generate")).click()
     wait(browser, lambda: "There is no picture yet" in browser.find_element(By.TAG_NAME, "body").text)
+
+
+def test_an_empty_seed_is_a_message(browser):
+    upload(browser, ROOT / "examples" / "images" / "duck.png")
+    box = browser.find_element(By.CSS_SELECTOR, "#seed input, #seed textarea")
+    box.send_keys(Keys.CONTROL, "a")
+    box.send_keys(Keys.DELETE, Keys.TAB)
+    browser.find_element(By.ID, "generate").click()
+    wait(
+        browser, lambda: "The seed is '', but must be a whole number" in browser.find_element(By.TAG_NAME, "body").text
+    )
+
+
+def test_seeds_go_as_far_as_torchs():
+    assert app.parse_seed(f" {2**64 - 1} ") == 2**64 - 1
+    torch.Generator().manual_seed(app.parse_seed(str(2**64 - 1)))
+    for text in ("", "-1", "1.5", str(2**64), "²"):
+        with pytest.raises(gr.Error, match="must be a whole number from 0 to 18446744073709551615"):
+            app.parse_seed(text)
 
 
 def test_too_many_pixels(tmp_path, monkeypatch):
