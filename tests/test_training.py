@@ -319,8 +319,9 @@ def test_two_processes_have_the_losses_of_one(arguments, two_processes, tmp_path
     if optimizer == "muon":
         pytest.importorskip("pytorch_optimizer")
     train.main(arguments("one", 3, "--optimizer", optimizer))
-    two_processes(arguments("two", 3, "--optimizer", optimizer))
-    (checkpoint,) = loading.checkpoints(tmp_path / "two")
+    two_processes(arguments("two", 2, "--optimizer", optimizer))
+    two_processes(arguments("two", 3, "--optimizer", optimizer))  # continues
+    _, checkpoint = loading.checkpoints(tmp_path / "two")
     assert loading.run_record(checkpoint)["processes"] == 2
     assert len(list((checkpoint / "state").glob("random_states_*.pkl"))) == 2  # both had written before the rename
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)

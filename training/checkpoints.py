@@ -176,13 +176,14 @@ class Run:
         """Loads the newest checkpoint and returns its step; 0 without any."""
         if self.newest is None:
             return 0
-        state, device = self.newest / "state", self.accelerator.device
+        state = self.newest / "state"
         self.accelerator.load_state(state)
-        averages = torch.load(state / f"ema-{self.rank}.pt", map_location=device, weights_only=True)
-        ema.load_state_dict(averages)
+        # To the CPU first: of two processes on a CPU each has a device of another index, which torch.load does not know
+        ema.load_state_dict(torch.load(state / f"ema-{self.rank}.pt", map_location="cpu", weights_only=True))
+        ema.to(self.accelerator.device)
         own = state / f"optimizer-{self.accelerator.process_index}.pt"
         if own.is_file():
-            optimizer.load_state_dict(torch.load(own, map_location=device, weights_only=True))
+            optimizer.load_state_dict(torch.load(own, map_location="cpu", weights_only=True))
         return int(self.newest.name[11:])
 
     def save(self, pipe: Zero123PlusPipeline, model, ema: EMAModel, optimizer, step: int, forever: bool = False):

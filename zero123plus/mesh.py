@@ -1,0 +1,231 @@
+"""A coloured mesh of the object in six views: the visual hull of their silhouettes, for a quick look on a CPU.
+
+It is no reconstruction: what no silhouette shows, such as the inside of a cup, is filled. For quality use the exports
+with nerfstudio or gsplat. Needs the packages `scikit-image` and `trimesh` for surface and file.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from scipy import ndimage, sparse
+from scipy.spatial import cKDTree
+
+from .pictures import cut_out
+
+logger = logging.getLogger(__name__)
+
+MIN_GRID, MAX_GRID = 128, 192  # voxels of an edge
+RADIUS = 0.5  # of the sphere that holds the object
+SMALL_PART = 0.1  # of the largest part's volume; smaller parts are removed
+SMOOTHING = 10  # steps
+MIN_WEIGHT = 0.02  # below which a vertex counts as unseen
+# World (+X front, +Z up) to glTF (+Z front, +Y up)
+TO_GLTF = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]])
+
+
+@dataclass
+class Mesh:
+    """A closed surface in the world of the cameras.
+
+    Args:
+        vertices: shape (V, 3).
+        faces: indices of vertices, counter-clockwise from outside, shape (F, 3).
+        normals: of the vertices, unit, outwards, shape (V, 3).
+        colours: of the vertices, sRGB in [0, 1], shape (V, 3).
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    normals: np.ndarray
+    colours: np.ndarray
+
+
+def project(points: np.ndarray, pose: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Projects points of shape (P, 3) into a view.
+
+    Args:
+        points: in the world.
+        pose: camera-to-world matrix, OpenGL convention, shape (4, 4).
+        intrinsics: shape (3, 3), in pixels.
+
+    Returns:
+        Row and column, shape (2, P), whole numbers at the centres of pixels; and the depth to the camera's plane, shape
+        (P,).
+    """
+    x, y, z = intrinsics @ np.diag([1, -1, -1]) @ pose[:3, :3].T @ (points - pose[:3, 3]).T
+    return np.stack([y / z, x / z]) - 0.5, z
+
+
+def carve(alphas: np.ndarray, poses: np.ndarray, intrinsics: np.ndarray, grid: int) -> np.ndarray:
+    """The visual hull: for each voxel the least opacity that a view has there, shape (grid, grid, grid) along world X,
+    Y and Z, within the cube of the sphere.
+
+    Args:
+        alphas: opacity in [0, 1], shape (N, H, W).
+        poses: shape (N, 4, 4).
+        intrinsics: shape (3, 3), in pixels.
+        grid: voxels of an edge.
+    """
+    axis = (np.arange(grid) + 0.5) / grid * 2 * RADIUS - RADIUS
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    inside = np.square(points).sum(1) <= RADIUS**2
+    hull = np.zeros(len(points), np.float32)
+    points, least = points[inside], np.ones(inside.sum(), np.float32)
+    for alpha, pose in zip(alphas, poses):
+        pixels, _ = project(points, pose, intrinsics)
+        least = np.minimum(least, ndimage.map_coordinates(alpha.astype(np.float32), pixels, order=1, cval=0.0))
+    hull[inside] = least
+    return hull.reshape(grid, grid, grid)
+
+
+def keep_large_parts(hull: np.ndarray) -> np.ndarray:
+    """Removes parts of less than `SMALL_PART` of the largest part's volume, and fills hollows."""
+    labels, count = ndimage.label(hull > 0.5)
+    sizes = ndimage.sum_labels(np.ones_like(labels), labels, range(1, count + 1))
+    kept = np.isin(labels, 1 + np.flatnonzero(sizes >= SMALL_PART * sizes.max(initial=0)))
+    # A soft border of one voxel stays, so that the surface lies between voxels
+    hull = np.where(ndimage.binary_dilation(kept), hull, 0)
+    return np.where(ndimage.binary_fill_holes(kept) & ~kept, 1, hull)
+
+
+def surface(hull: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices of shape (V, 3) in the world, and faces of shape (F, 3), of a hull's surface, smoothed so that voxels do
+    not show (Taubin 1995, which does not shrink).
+
+    Raises:
+        ValueError: if the package scikit-image is missing.
+    """
+    try:
+        from skimage.measure import marching_cubes
+    except ImportError as error:
+        raise ValueError("A mesh needs the packages scikit-image and trimesh: pip install scikit-image trimesh.") from error
+    grid = hull.shape[0]
+    vertices, faces, _, _ = marching_cubes(np.pad(hull, 1), 0.5, gradient_direction="ascent")  # the pad closes it
+    vertices = (vertices - 0.5) / grid * 2 * RADIUS - RADIUS
+    mean = neighbour_mean(faces, len(vertices))
+    for _ in range(SMOOTHING):
+        for step in (0.5, -0.53):
+            vertices = vertices + step * (mean @ vertices - vertices)
+    return vertices, faces
+
+
+def neighbour_mean(faces: np.ndarray, count: int) -> sparse.csr_matrix:
+    """The matrix that replaces each of `count` vertices by the mean of its neighbours."""
+    edges = np.concatenate([faces[:, pair] for pair in ((0, 1), (1, 2), (2, 0))])
+    rows, columns = np.concatenate([edges, edges[:, ::-1]]).T
+    adjacency = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(count, count)).sign()
+    return sparse.diags(1 / np.maximum(adjacency.sum(1).A1, 1)) @ adjacency
+
+
+def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Unit normals of vertices, the mean of their faces' weighted by area, shape (V, 3)."""
+    a, b, c = (vertices[faces[:, i]] for i in range(3))
+    normals = np.zeros_like(vertices)
+    for i in range(3):
+        np.add.at(normals, faces[:, i], np.cross(b - a, c - a))
+    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+
+
+def colour(vertices, normals, views: np.ndarray, alphas: np.ndarray, poses: np.ndarray, intrinsics: np.ndarray):
+    """Colours of vertices, shape (V, 3), from the views that see them.
+
+    A depth buffer of each view decides what it sees. The weight of a view is the square of the cosine between normal
+    and direction to the camera, so that seams are blended. A vertex that no view sees has the mean colour of the
+    nearest that are seen.
+
+    Args:
+        vertices: shape (V, 3).
+        normals: shape (V, 3).
+        views: in [0, 1], shape (N, H, W, 3).
+        alphas: shape (N, H, W).
+        poses: shape (N, 4, 4).
+        intrinsics: shape (3, 3), in pixels.
+    """
+    spacing = 2 * RADIUS / MIN_GRID
+    total, weights = np.zeros((len(vertices), 3)), np.zeros(len(vertices))
+    for view, alpha, pose in zip(views, alphas, poses):
+        pixels, depth = project(vertices, pose, intrinsics)
+        # The buffer has about one vertex a pixel; its least of 3 x 3 closes gaps
+        scale = min(1.0, MIN_GRID / 2 / view.shape[0])
+        row, column = np.clip((pixels * scale).round().astype(int), 0, int(view.shape[0] * scale))
+        buffer = np.full((int(view.shape[0] * scale) + 1,) * 2, np.inf)
+        np.minimum.at(buffer, (row, column), depth)
+        visible = depth < ndimage.minimum_filter(buffer, 3)[row, column] + 4 * spacing
+        direction = pose[:3, 3] - vertices
+        cosine = (normals * direction).sum(1) / np.linalg.norm(direction, axis=1)
+        # The outline's pixels are mixed with the background
+        solid = ndimage.map_coordinates(ndimage.minimum_filter(alpha, 3), pixels, order=1, mode="constant")
+        weight = visible * np.clip(cosine, 0, 1) ** 2 * (0.05 + 0.95 * solid)
+        sampled = [ndimage.map_coordinates(view[..., i], pixels, order=1, mode="nearest") for i in range(3)]
+        total += weight[:, None] * np.stack(sampled, axis=-1)
+        weights += weight
+    seen = weights > MIN_WEIGHT
+    colours = total / np.maximum(weights, 1e-9)[:, None]
+    if seen.any() and not seen.all():
+        _, nearest = cKDTree(vertices[seen]).query(vertices[~seen], k=min(8, int(seen.sum())))
+        colours[~seen] = colours[seen][nearest.reshape(len(nearest), -1)].mean(1)
+    return colours
+
+
+def build_mesh(views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.ndarray) -> Mesh:
+    """Makes a mesh of six views.
+
+    Args:
+        views: RGB pictures of one size, on a plain background, or RGBA, whose alpha is taken.
+        poses: camera-to-world matrices in the OpenGL convention, shape (N, 4, 4).
+        intrinsics: shape (3, 3), in pixels.
+
+    Raises:
+        ValueError: if fewer than two views have a silhouette, their silhouettes have nothing in common, or a package
+            is missing.
+    """
+    cut = [view if view.mode == "RGBA" else cut_out(view, f"view_{i}") for i, view in enumerate(views)]
+    pixels = np.stack([np.asarray(view, np.float32) / 255 for view in cut])
+    colours, alphas = pixels[..., :3], pixels[..., 3]
+    # A view that shows nothing, or nothing but the object, says nothing about the outline
+    useful = [i for i, alpha in enumerate(alphas) if 0 < (alpha > 0.5).mean() < 0.98]
+    if len(useful) < 2:
+        raise ValueError(f"{len(useful)} of {len(views)} views have a silhouette, but a mesh needs at least 2.")
+    colours, alphas, poses = colours[useful], alphas[useful], poses[useful]
+    hull = carve(alphas, poses, intrinsics, int(np.clip(views[0].height, MIN_GRID, MAX_GRID)))
+    if not (hull > 0.5).any():
+        raise ValueError("The views' silhouettes have no point in common: they show no one object.")
+    vertices, faces = surface(keep_large_parts(hull))
+    normals = vertex_normals(vertices, faces)
+    return Mesh(vertices, faces, normals, colour(vertices, normals, colours, alphas, poses, intrinsics))
+
+
+def linear(colours: np.ndarray) -> np.ndarray:
+    """Linear light of sRGB colours in [0, 1] (IEC 61966-2-1), which glTF has at vertices."""
+    return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+
+
+def write_glb(path: Path, mesh: Mesh):
+    """Writes a binary glTF file: metres, +Y up, the input view's side towards +Z, matte, with colours at vertices.
+
+    Raises:
+        ValueError: if the package trimesh is missing.
+    """
+    try:
+        import trimesh
+    except ImportError as error:
+        raise ValueError("A mesh needs the packages scikit-image and trimesh: pip install scikit-image trimesh.") from error
+
+    def make_matte(tree: dict):  # without a material a mesh is of metal
+        tree["materials"] = [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}]
+        for part in tree["meshes"]:
+            for primitive in part["primitives"]:
+                primitive["material"] = 0
+
+    colours = np.round(255 * np.c_[linear(mesh.colours.clip(0, 1)), np.ones(len(mesh.colours))]).astype(np.uint8)
+    solid = trimesh.Trimesh(
+        mesh.vertices @ TO_GLTF.T,
+        mesh.faces,
+        vertex_normals=mesh.normals @ TO_GLTF.T,
+        vertex_colors=colours,
+        process=False,
+    )
+    path.write_bytes(trimesh.exchange.gltf.export_glb(trimesh.Scene(solid), tree_postprocessor=make_matte))
