@@ -2,7 +2,7 @@
 
     python -m training.render --names evaluation/toys.txt --size 128 --output data/heldout
     python -m evaluation.mesh --renders data/heldout                          # with the toys' true views
-    python -m evaluation.mesh --renders data/heldout --predictions out/tiles  # with views of evaluation.evaluate
+    python -m evaluation.mesh --renders data/heldout --predictions out/views  # with results of generate.py, by name
 
 Volume IoU compares with the toy itself, rebuilt in Blender and filled on a grid. Re-rendered, the mesh is seen by the
 six cameras with its own colours and no light, on grey. Needs the packages `bpy`, `scikit-image` and `trimesh`.
@@ -17,10 +17,10 @@ from pathlib import Path
 import bpy
 import numpy as np
 from PIL import Image
-from scipy import ndimage
+from scipy import sparse
 from tqdm import tqdm
 
-from pipeline import CAMERAS, GREY, split_views
+from pipeline import CAMERAS, split_views
 from training import blender
 from training.data import index_shards, on_grey, read_member, read_object, select_views
 from zero123plus.mesh import RADIUS, Mesh, build_mesh, linear
@@ -28,27 +28,55 @@ from zero123plus.mesh import RADIUS, Mesh, build_mesh, linear
 from . import metrics
 from .heldout import group_of
 
-GRID = 96  # voxels of an edge, for volumes
+GRID = 128  # voxels of an edge, for volumes
+
+
+def crossings(vertices: np.ndarray, faces: np.ndarray, grid: int) -> np.ndarray:
+    """How often a closed surface winds around each voxel's centre, shape (grid, grid, grid): the signed number of its
+    triangles below the centre, along z.
+    """
+    # In voxels; not quite through the centres, so that no ray meets an edge
+    corners = (vertices[faces] + RADIUS) * grid - 0.5 + np.array([1e-5, 2e-5, 0])
+    low, high = (np.ceil(corners[..., :2].min(1)), np.floor(corners[..., :2].max(1)))
+    low, high = low.clip(0, grid).astype(int), high.clip(-1, grid - 1).astype(int)
+    spans = (high - low + 1).clip(0)
+    counts = spans.prod(1)
+    triangle = np.repeat(np.arange(len(faces)), counts)  # each with every column that its bounds contain
+    place = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+    columns = low[triangle] + np.stack([place // spans[triangle, 1], place % spans[triangle, 1]], axis=-1)
+    a, b, c = (corners[triangle, i] for i in range(3))
+
+    def area(p, q, r):
+        return (q[:, 0] - p[:, 0]) * (r[:, 1] - p[:, 1]) - (q[:, 1] - p[:, 1]) * (r[:, 0] - p[:, 0])
+
+    whole = area(a, b, c)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = np.stack([area(b, c, columns), area(c, a, columns), area(a, b, columns)]) / whole
+    hit = (whole != 0) & (weights >= 0).all(0)
+    height = (weights * np.stack([a[:, 2], b[:, 2], c[:, 2]])).sum(0)[hit]
+    winding = np.zeros((grid, grid, grid + 1), int)
+    above = np.ceil(height).clip(0, grid).astype(int)
+    np.add.at(winding, (*columns[hit].T, above), -np.sign(whole[hit]).astype(int))
+    return winding[..., :-1].cumsum(-1)
 
 
 def voxels(vertices: np.ndarray, faces: np.ndarray, grid: int = GRID) -> np.ndarray:
-    """The solid within a closed surface, booleans of shape (grid, grid, grid): all that cannot be reached from outside
-    without crossing a voxel that the surface touches. Half of the surface's voxels are inside, so that it is counted
-    half.
+    """The solid within surfaces, booleans of shape (grid, grid, grid): all centres of voxels that one of the connected
+    pieces winds around. The pieces may lie within each other, as those of the toys do. Two of the three axes decide,
+    because a piece that is open at an end leaks along one.
     """
-    corners = vertices[faces]  # (F, 3, 3)
-    longest = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).max() * grid
-    steps = np.arange(0, 1, 1 / max(2, np.ceil(1.5 * longest)))
-    u, v = (part.ravel() for part in np.meshgrid(steps, steps))
-    inside = u + v <= 1
-    weights = np.stack([1 - u - v, u, v], axis=-1)[inside]
-    touched = np.zeros((grid + 2,) * 3, bool)
-    for triangle in corners:
-        points = weights @ triangle if np.ptp(triangle, axis=0).max() * grid > 0.5 else triangle
-        index = np.floor((points + RADIUS) * grid).astype(int).clip(0, grid - 1) + 1
-        touched[tuple(index.T)] = True
-    filled = ndimage.binary_fill_holes(touched)
-    return ndimage.binary_erosion(filled) | (filled & ~touched)
+    edges = np.concatenate([faces[:, :2], faces[:, 1:]])
+    graph = sparse.csr_matrix((np.ones(len(edges)), edges.T), shape=(len(vertices),) * 2)
+    count, piece = sparse.csgraph.connected_components(graph, directed=False)
+    piece = piece[faces[:, 0]]
+    solid = np.zeros((grid,) * 3, bool)
+    for i in np.unique(piece):
+        votes = np.zeros((grid,) * 3, int)
+        for axes in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):  # the last is the ray's
+            winding = crossings(vertices[:, axes], faces[piece == i], grid)
+            votes += (winding != 0).transpose(np.argsort(axes))
+        solid |= votes >= 2
+    return solid
 
 
 def true_mesh(name: str, azimuth: float) -> tuple[np.ndarray, np.ndarray]:
@@ -92,26 +120,25 @@ def measure(entry: dict, predictions: Path | None) -> dict:
 
     Args:
         entry: of [`index_shards`].
-        predictions: folder of tiles, `NAME.png`; None takes the true views.
+        predictions: folder of `NAME/tile.png`; None takes the true views.
     """
     record, item = json.loads(read_member(entry, "json")), read_object(entry)
     cameras = CAMERAS[record["cameras"]["preset"]]
     truth = select_views(item, 0, False)[1]
-    size = truth.shape[1]
     views = [Image.fromarray(view) for view in truth]
     if predictions:
-        views = split_views([Image.open(predictions / f"{item['name']}.png").convert("RGB")])[0]
+        views = split_views([Image.open(predictions / item["name"] / "tile.png").convert("RGB")])[0]
     start = time.perf_counter()
     mesh = build_mesh(views, cameras.poses(), cameras.intrinsics(views[0].height, views[0].width))
     seconds = time.perf_counter() - start
-    rendered = render_mesh(mesh, cameras, size)
+    rendered = render_mesh(mesh, cameras, views[0].height)
     ours = voxels(mesh.vertices, mesh.faces)
     true = voxels(*true_mesh(item["name"], record["cameras"]["inputs"][0]["azimuth"]))
-    shown = on_grey(truth) / 255 if not predictions else np.stack([np.asarray(v.resize((size, size))) for v in views]) / 255
+    shown = np.stack([np.asarray(view) for view in views]) if predictions else on_grey(truth)
     return {
         "name": item["name"],
         "volume IoU": metrics.mask_iou(ours, true),
-        "PSNR of re-rendered views": metrics.psnr(rendered, shown),
+        "PSNR of re-rendered views": metrics.psnr(rendered, shown / 255),
         "seconds": seconds,
         "vertices": len(mesh.vertices),
     }
@@ -121,7 +148,7 @@ def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Measure meshes of held-out toys.")
     parser.add_argument("--renders", type=Path, required=True, help="shards of the held-out toys")
-    parser.add_argument("--predictions", type=Path, help="folder of tiles NAME.png, in place of the true views")
+    parser.add_argument("--predictions", type=Path, help="folder of NAME/tile.png, in place of the true views")
     parser.add_argument("--limit", type=int, help="measure only the first N toys")
     o = parser.parse_args(argv)
     groups = {}
@@ -132,7 +159,8 @@ def main(argv: list[str] | None = None):
         print(f"{group} ({len(rows)})")
         for name in rows[0]:
             values = np.array([row[name] for row in rows])
-            print(f"  {name}: {values.mean():.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}, worst {values.min():.3f}, largest {values.max():.3f}")
+            error = values.std() / len(values) ** 0.5
+            print(f"  {name}: {values.mean():.3f} ± {error:.3f} (from {values.min():.3f} to {values.max():.3f})")
 
 
 if __name__ == "__main__":

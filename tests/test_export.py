@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 from helpers import POSES, READERS, SIZE, hull_iou, intrinsics, lines_of, silhouettes
 
+from zero123plus import results
 from zero123plus.exports import EXPORTS
 
 
@@ -37,8 +38,24 @@ def test_colmap_for_readers_that_stop_at_an_empty_line(ball):
 def test_colmap_points(ball):
     points = [line.split() for line in lines_of(ball / "colmap", "points3D")]
     assert {len(point) for point in points} == {8}  # no track, because no image has a 2D point of theirs
-    points = np.array([point[1:4] for point in points], float)
-    assert np.allclose(np.linalg.norm(points, axis=1), 0.25, atol=1e-5) and np.abs(points.mean(0)).max() < 1e-3
+    points = np.array([point[1:7] for point in points], float)
+    assert np.allclose(np.linalg.norm(points[:, :3] - (0.2, 0, 0.1), axis=1), 0.2, atol=0.08)
+    assert np.abs(points[:, 3:] - (200, 30, 30)).max() < 60  # the ball's colour, at its outline mixed with grey
+
+
+@pytest.mark.parametrize("fill", (127, 30))
+def test_views_without_a_silhouette_give_a_sphere_of_points_and_no_mesh(tmp_path, pipe, caplog, fill):
+    """Views that are empty, or all object; everything else of the result is written."""
+    views = [PIL.Image.new("RGB", (SIZE, SIZE), (fill,) * 3) for _ in range(6)]
+    if fill != 127:
+        for view in views:
+            view.putdata([(i * 7919 % 251, i * 104729 % 241, 200) for i in range(SIZE**2)])
+    tile = PIL.Image.new("RGB", (2 * SIZE, 3 * SIZE))
+    results.write_result(tmp_path, pipe, tile, views, EXPORTS, name="grey")
+    assert {path.name for path in tmp_path.iterdir()} == {*results.NAMES} - {"glb"}
+    assert "There is no glb of grey: 0 of 6 views have a silhouette, but a mesh needs at least 2." in caplog.text
+    points = [line.split()[1:4] for line in lines_of(tmp_path / "colmap", "points3D")]
+    assert np.allclose(np.linalg.norm(np.array(points, float), axis=1), 0.25, atol=1e-5)
 
 
 def test_nerfstudio_names_the_points_that_splatfacto_starts_from(ball):

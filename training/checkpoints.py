@@ -178,7 +178,7 @@ class Run:
             return 0
         state = self.newest / "state"
         self.accelerator.load_state(state)
-        # To the CPU first: of two processes on a CPU each has a device of another index, which torch.load does not know
+        # To the CPU first, because torch.load does not know the device "cpu:1" of a second process
         ema.load_state_dict(torch.load(state / f"ema-{self.rank}.pt", map_location="cpu", weights_only=True))
         ema.to(self.accelerator.device)
         own = state / f"optimizer-{self.accelerator.process_index}.pt"

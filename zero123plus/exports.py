@@ -1,10 +1,11 @@
-"""Views as the input of reconstruction programs: nerfstudio's `transforms.json`, COLMAP's text model.
+"""Views for other programs: nerfstudio's `transforms.json`, COLMAP's text model, and a mesh.
 
-Both get RGBA pictures, transparent where a view shows its background, the pipeline's cameras, and points that Gaussian
-splatting starts from. A format is one entry of `EXPORTS`.
+The first two get RGBA pictures, transparent where a view shows its background, the pipeline's cameras, and points that
+Gaussian splatting starts from. A format is one entry of `EXPORTS`.
 """
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ import PIL.Image
 
 from pipeline import GREY
 
+from .mesh import build_mesh, surface_points, write_glb
 from .pictures import cut_out
+
+logger = logging.getLogger(__name__)
 
 NUM_POINTS = 2000
 # A 2D point of an image that belongs to no 3D point. COLMAP reads images without points too, but programs that skip
@@ -36,10 +40,14 @@ def quaternion(rotation: np.ndarray) -> np.ndarray:
     return vector if vector[0] >= 0 else -vector
 
 
-def initial_points() -> tuple[np.ndarray, np.ndarray]:
-    """Points that Gaussian splatting starts from, shape (N, 3), and their colours, uint8 of shape (N, 3): grey points,
-    evenly spread over the sphere of radius 0.25.
+def initial_points(views, poses: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points that Gaussian splatting starts from, shape (P, 3), and their colours, uint8 of shape (P, 3). They lie on
+    the object's surface, or, where the silhouettes show none, grey and evenly on the sphere of radius 0.25.
     """
+    try:
+        return surface_points(views, poses, intrinsics)
+    except ValueError as error:
+        logger.warning("%s The exported points are those of a sphere.", error)
     # A Fibonacci sphere: even, and the same every time
     index = np.arange(NUM_POINTS) + 0.5
     z, angle = 1 - 2 * index / NUM_POINTS, np.pi * (1 + 5**0.5) * index
@@ -75,7 +83,7 @@ def write_nerfstudio(folder: Path, views: list[PIL.Image.Image], poses: np.ndarr
     (folder / "images").mkdir(parents=True)
     for name, view in zip(names, views):
         cut_out(view, name).save(folder / name)
-    write_ply(folder / "points.ply", *initial_points())
+    write_ply(folder / "points.ply", *initial_points(views, poses, intrinsics))
     (folder / "transforms.json").write_text(json.dumps(transforms, indent=2) + "\n")
 
 
@@ -98,10 +106,16 @@ def write_colmap(folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, 
     )
     rows = [
         f"{i + 1} {x:.6f} {y:.6f} {z:.6f} {r} {g} {b} 0"
-        for i, ((x, y, z), (r, g, b)) in enumerate(zip(*initial_points()))
+        for i, ((x, y, z), (r, g, b)) in enumerate(zip(*initial_points(views, poses, intrinsics)))
     ]
     # No tracks: pycolmap reads none that name 2D points which the pictures do not list
     (model / "points3D.txt").write_text("\n".join(["# POINT3D_ID X Y Z R G B ERROR", *rows]) + "\n")
+
+
+def write_mesh(folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.ndarray):
+    """Writes `mesh.glb`, as [`mesh.write_glb`] describes it."""
+    folder.mkdir()
+    write_glb(folder / "mesh.glb", build_mesh(views, poses, intrinsics))
 
 
 # Each writes views and cameras into a new folder, and takes
@@ -109,4 +123,5 @@ def write_colmap(folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, 
 #   views: RGB pictures of one size;
 #   poses: camera-to-world matrices in the OpenGL convention, shape (N, 4, 4);
 #   intrinsics: shape (3, 3), in pixels.
-EXPORTS = {"nerfstudio": write_nerfstudio, "colmap": write_colmap}
+# A ValueError says why the views cannot be written so; the other files of a result are written all the same.
+EXPORTS = {"nerfstudio": write_nerfstudio, "colmap": write_colmap, "glb": write_mesh}

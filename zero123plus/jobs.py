@@ -132,7 +132,8 @@ class Generator:
                 preview.close()
         errors = {}
         for (name, _), tile, views in zip(batch, made.images, made.views):
-            write = partial(results.write_result, pipe=self.pipe, tile=tile, views=views, exports=settings.exports)
+            options = {"exports": settings.exports, "name": name}
+            write = partial(results.write_result, pipe=self.pipe, tile=tile, views=views, **options)
             try:
                 results.put_result(write, settings.output, name, settings.overwrite, settings.resume)
             except (OSError, ValueError) as error:

@@ -1,6 +1,7 @@
 """A picture's folder of results, which appears whole or not at all: tile, views, cameras and exports."""
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -16,6 +17,8 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline import COLUMNS, ROWS
 
 from .exports import EXPORTS
+
+logger = logging.getLogger(__name__)
 
 LAST = "cameras.json"  # the last file that is written: a folder that has it is a whole result
 NAMES = {LAST, "tile.png", *(f"view_{i}.png" for i in range(ROWS * COLUMNS)), *EXPORTS}
@@ -68,8 +71,10 @@ def check_target(output: str, name: str, overwrite: bool, resume: bool = False) 
     return False
 
 
-def write_result(folder: Path, pipe, tile: PIL.Image.Image, views: list[PIL.Image.Image], exports=(), **extra):
-    """Writes a picture's files into an empty folder.
+def write_result(
+    folder: Path, pipe, tile: PIL.Image.Image, views: list[PIL.Image.Image], exports=(), name="the picture", **extra
+):
+    """Writes a picture's files into an empty folder. A warning says which exports its views cannot give.
 
     Args:
         folder: that exists.
@@ -77,6 +82,7 @@ def write_result(folder: Path, pipe, tile: PIL.Image.Image, views: list[PIL.Imag
         tile: the six views as one picture.
         views: the six views.
         exports: keys of `exports.EXPORTS`.
+        name: of the picture, for the warning.
         extra: more entries of `cameras.json`.
     """
     tile.save(folder / "tile.png")
@@ -88,7 +94,11 @@ def write_result(folder: Path, pipe, tile: PIL.Image.Image, views: list[PIL.Imag
         view.save(folder / f"view_{i}.png")
         frames.append({"file": f"view_{i}.png", "camera_to_world": poses[i].tolist()})
     for form in exports:
-        EXPORTS[form](folder / form, views, poses, intrinsics)
+        try:
+            EXPORTS[form](folder / form, views, poses, intrinsics)
+        except ValueError as error:
+            logger.warning("There is no %s of %s: %s", form, name, error)
+            shutil.rmtree(folder / form, ignore_errors=True)
     cameras = {
         "convention": "OpenGL: +X right, +Y up, looking along -Z; world +Z up, input view at azimuth 0 on +X",
         "height": height,
