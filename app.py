@@ -103,7 +103,7 @@ def build(pipe) -> gr.Blocks:
     pipe.set_progress_bar_config(disable=True)
 
     def generate(path, cut, centre, ratio, steps, guidance, seed, progress=gr.Progress()):
-        """Yields tile, views, turntable and archive: first the tile alone, as it forms, at the end all of them."""
+        """Yields tile, views, turntable, mesh and archive: first the tile alone, while it forms, then all."""
         if path is None:
             raise gr.Error("There is no picture yet: upload one, or choose an example.")
         seed = parse_seed(seed)
@@ -123,7 +123,7 @@ def build(pipe) -> gr.Blocks:
             for kind, value in in_steps(work):
                 if kind == "shown":
                     progress((value[0], steps), unit="steps")
-                    yield value[1], None, None, None
+                    yield value[1], None, None, None, None
             tile, views = value.images[0], value.views[0]
             with tempfile.TemporaryDirectory() as folder:  # the page keeps copies of its own
                 result = Path(folder, "views")
@@ -132,7 +132,8 @@ def build(pipe) -> gr.Blocks:
                 write_result(result, pipe, tile, views, EXPORTS)
                 write_turntable(views, result / "turntable.webp")
                 archive = shutil.make_archive(str(result), "zip", folder, "views")
-                yield tile, views, str(result / "turntable.webp"), archive
+                mesh = result / "glb" / "mesh.glb"
+                yield tile, views, str(result / "turntable.webp"), str(mesh) if mesh.exists() else None, archive
         except (OSError, ValueError) as error:
             raise gr.Error(" ".join(str(error).split())) from error
 
@@ -161,11 +162,12 @@ def build(pipe) -> gr.Blocks:
                 turntable = gr.Image(label="Turntable", interactive=False, height=320, elem_id="turntable")
             with gr.Column():
                 views = gr.Gallery(label="Views", columns=2, interactive=False, format="png", elem_id="views")
+                mesh = gr.Model3D(label="Mesh: a quick look", interactive=False, height=320, elem_id="mesh")
                 archive = gr.DownloadButton("Download all, with cameras", elem_id="archive")
         button.click(
             generate,
             [picture, cut, centre, ratio, steps, guidance, seed],
-            [tile, views, turntable, archive],
+            [tile, views, turntable, mesh, archive],
             concurrency_limit=1,
             api_name="generate",
         )

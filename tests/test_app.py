@@ -105,7 +105,10 @@ def test_upload_to_result(browser, tmp_path):
         names = set(archive.namelist())
         assert len(json.loads(archive.read("views/cameras.json"))["frames"]) == 6
         saved = PIL.Image.open(io.BytesIO(archive.read("views/tile.png")))
-    assert {"views/input.png", "views/turntable.webp", "views/view_5.png", "views/nerfstudio/transforms.json"} <= names
+    files = {"input.png", "turntable.webp", "view_5.png", "nerfstudio/transforms.json", "glb/mesh.glb"}
+    assert {f"views/{name}" for name in files} <= names
+    link = wait(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#mesh [data-testid=model3d-download-link]"))
+    assert fetch(link.get_attribute("href"))[:4] == b"glTF"
     assert np.array_equal(np.asarray(saved), np.asarray(tile.convert("RGB")))
     browser.save_screenshot(str(tmp_path / "page.png"))
 

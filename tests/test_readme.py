@@ -23,6 +23,7 @@ COMMANDS = [
 # Commands that other files run, and what those files contain when they do
 ELSEWHERE = {
     "pip install -r requirements": (".ci/run", "for file in requirements*.txt"),
+    "pip install scikit-image trimesh": ("requirements-test.txt", "trimesh=="),
     "python -m pytest": (".ci/run", "README.md"),
     "bash training/run_all.sh --smoke": (".ci/nightly", "bash training/run_all.sh --smoke"),
     "python app.py": ("tests/test_app.py", "app.launch(page"),
