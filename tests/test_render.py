@@ -14,6 +14,7 @@ import webdataset
 from PIL import Image
 
 bpy = pytest.importorskip("bpy", reason="bpy is built for Python 3.11 only")
+pytestmark = pytest.mark.slow  # Blender starts and renders
 
 import helpers  # noqa: E402
 
@@ -163,7 +164,6 @@ def test_renders_depend_on_the_object_alone(rendered, meshes, tmp_path):
     assert np.array_equal(alone["targets"], among["targets"]) and np.array_equal(alone["inputs"], among["inputs"])
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ray_renders_what_one_machine_renders(ray_cluster, meshes, rendered, tmp_path):
     """When a worker is killed, every view is still the same to the bit."""
