@@ -69,6 +69,7 @@ EXAMPLE_DOC_STRING = """
 
 ROWS, COLUMNS = 3, 2  # views in a tile, in row-major order
 TILE = 960, 640  # height and width in pixels of the public checkpoints' tile
+HALF = torch.float16, torch.bfloat16
 GREY = 127  # background of the training data, which transparency is composited on
 MAX_EDGE = 16_384  # pixels; the longest side of a picture that is accepted
 BACKGROUND_TOLERANCE = 16  # of 255; how far a control tile's background may be from `GREY` without a warning
@@ -706,6 +707,11 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     f"`ramping_coefficients` has {len(ramping_coefficients)} values, but the text encoder gives"
                     f" {length} tokens: give one per token, or None for i / L."
                 )
+        # Without a dtype transformers loads encoders in half precision where their configuration says so, and
+        # diffusers loads the rest in float32
+        for encoder in (text_encoder, vision_encoder):
+            if None not in (unet, encoder) and unet.dtype == torch.float32 and encoder.dtype in HALF:
+                encoder.float()
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,

@@ -80,6 +80,14 @@ def test_saved_folder_is_its_own_custom_pipeline(pipe, tmp_path):
     assert (tmp_path / "pipeline.py").read_text() == (ROOT / "pipeline.py").read_text()
 
 
+def test_a_half_precision_checkpoint_has_one_dtype(pipe, tmp_path):
+    pipe.to(torch.float16).save_pretrained(tmp_path)
+    for options, dtype in (({}, torch.float32), ({"dtype": torch.bfloat16}, torch.bfloat16)):
+        again = type(pipe).from_pretrained(tmp_path, **options)
+        modules = again.vae, again.unet, again.text_encoder, again.vision_encoder
+        assert {module.dtype for module in modules} == {dtype}
+
+
 def test_saves_its_own_file_after_another_pipeline_was_loaded(pipe, tmp_path):
     """diffusers keeps one cached file, and one module, for all local files of the name pipeline.py."""
     pipe.save_pretrained(tmp_path / "checkpoint")

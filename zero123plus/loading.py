@@ -1,6 +1,7 @@
 """Loading a checkpoint, ready to call: from a folder, a training run or the Hub, without running code of it."""
 
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -283,10 +284,12 @@ def add_checkpoint_options(add):
 
 
 def load_from_options(options, dtype: str | None = None) -> Zero123PlusPipeline:
-    """[`load_pipeline`] with the options that [`add_checkpoint_options`] adds."""
+    """[`load_pipeline`] with the options that [`add_checkpoint_options`] adds. Says device and dtype."""
+    device = choose_device(options.device)
+    print(f"on {device}, {str(choose_dtype(device, dtype)).removeprefix('torch.')}", file=sys.stderr)
     return load_pipeline(
         options.checkpoint,
-        options.device,
+        device,
         dtype,
         options.cameras,
         options.lora,
