@@ -103,15 +103,14 @@ def test_a_batch_that_does_not_fit_is_tried_one_picture_at_a_time(command, tmp_p
 
 
 def test_interrupting_leaves_nothing_half_made(command, tmp_path):
-    script = [
-        sys.executable,
-        str(loading.ROOT / "generate.py"),
-        str(tmp_path / "toy.png"),
-        "-o",
-        str(tmp_path / "out"),
-    ]
-    options = ["--checkpoint", str(tmp_path / "checkpoint"), "--steps", "1000", "--preview", "--device", "cpu"]
-    process = subprocess.Popen([*script, *options], stderr=subprocess.PIPE, text=True)
+    options = ["--checkpoint", "checkpoint", "-o", "out", "--steps", "1000", "--preview", "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, str(loading.ROOT / "generate.py"), "toy.png", *options],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs of a script may ignore it
+    )
     while not (tmp_path / "out" / "toy.preview.png").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
