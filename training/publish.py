@@ -62,6 +62,8 @@ def publish(o: argparse.Namespace):
             controlnet = ControlNetModel.from_pretrained(source, dtype=torch.float16, use_safetensors=True)
             controlnet.save_pretrained(folder / o.name, max_shard_size=MAX_SHARD_SIZE)
             record = {name: run_record(source).get(name) for name in ("condition", "cameras")}
+            if None not in (o.cameras, record["cameras"]) and o.cameras != record["cameras"]:
+                raise ValueError(f"`--cameras` is {o.cameras}, but {source} was trained for {record['cameras']}.")
             record["cameras"] = o.cameras or record["cameras"]
             (folder / o.name / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
         else:

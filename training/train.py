@@ -251,7 +251,10 @@ def build_model(o: argparse.Namespace, pipe: Zero123PlusPipeline) -> Denoiser:
     """Takes the pipeline's components and sets which parameters train."""
     pipe.controlnet = None
     if o.train == "controlnet":
-        load_controlnet(pipe, o.controlnet) if o.controlnet else pipe.add_controlnet()
+        if o.controlnet:
+            load_controlnet(pipe, o.controlnet)
+        else:
+            pipe.add_controlnet()
     model = Denoiser.of(pipe)
     for module in (pipe.vae, pipe.text_encoder, model):
         module.requires_grad_(False)

@@ -114,7 +114,7 @@ def trim(hull: np.ndarray, shape: tuple[int, int], poses: np.ndarray, intrinsics
         needed |= ~filled[pixel] & (density >= TRIM_KEEP * best[pixel])
     trimmed = np.zeros_like(solid)
     trimmed[solid] = kept | needed
-    return np.where(ndimage.binary_dilation(trimmed) & ~(solid & ~trimmed), hull, 0)
+    return np.where(solid & ~trimmed, 0, hull)
 
 
 def keep_large_parts(hull: np.ndarray) -> np.ndarray:
