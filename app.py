@@ -5,6 +5,11 @@ python app.py
 python app.py --checkpoint sudo-ai/zero123plus-v1.2 --port 8080
 """
 
+try:
+    import spaces  # of ZeroGPU Spaces, which wants to be imported before torch
+except ImportError:
+    spaces = None
+
 import argparse
 import queue
 import shutil
@@ -23,6 +28,7 @@ from zero123plus.exports import EXPORTS
 from zero123plus.pictures import FORMATS, prepare, read_picture
 from zero123plus.preview import Preview, write_turntable
 from zero123plus.results import write_result
+from zero123plus.upscale import SCALE, Upscaler, join_views
 
 MAX_FILE_SIZE = "20mb"
 MAX_PIXELS = 40_000_000  # of an uploaded picture, which a small file can hold very many of
@@ -65,6 +71,13 @@ def parse_seed(text: str) -> int:
     return int(text)
 
 
+def on_gpu(function: Callable) -> Callable:
+    """Marks a function during which a ZeroGPU Space lends a GPU; elsewhere it stays as it is. It runs in a process of
+    its own there, so that what it takes and yields must be picklable, and the threads that it starts have the GPU too.
+    """
+    return spaces.GPU(function) if spaces else function
+
+
 def in_steps(work: Callable[[Callable], object]) -> Iterator[tuple[str, object]]:
     """Runs `work(show)` in a thread and yields ("shown", arguments) of each call of `show`, then ("done", result).
 
@@ -102,29 +115,52 @@ def build(pipe) -> gr.Blocks:
     """The page around a pipeline."""
     pipe.set_progress_bar_config(disable=True)
 
-    def generate(path, cut, centre, ratio, steps, guidance, seed, progress=gr.Progress()):
-        """Yields tile, views, turntable, mesh and archive: first the tile alone, while it forms, then all."""
-        if path is None:
+    @on_gpu
+    def denoise(picture, steps, guidance_scale, seed):
+        """Yields ("shown", (step, tile)) while the tile forms, then ("done", (tile, views))."""
+
+        def work(show):
+            result = pipe(
+                picture,
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                generator=torch.Generator().manual_seed(seed),
+                callback_on_step_end=Preview(pipe, picture, show),
+            )
+            return result.images[0], result.views[0]
+
+        yield from in_steps(work)
+
+    def generate(
+        picture,
+        remove_background=False,
+        centre=False,
+        foreground_ratio=0.85,
+        steps=pipe.config.default_num_inference_steps,
+        guidance_scale=pipe.config.default_guidance_scale,
+        seed="0",
+        upscale=False,
+        progress=gr.Progress(),
+    ):
+        """Six views of the object in a picture. Yields tile, views, turntable, mesh and archive: first the tile alone,
+        while it forms, then all.
+        """
+        if picture is None:
             raise gr.Error("There is no picture yet: upload one, or choose an example.")
         seed = parse_seed(seed)
         try:
-            picture = prepare(read_picture(path, "The picture"), cut, ratio if centre else None)
+            ratio = foreground_ratio if centre else None
+            picture = prepare(read_picture(picture, "The picture"), remove_background, ratio)
             picture = load_pictures(picture, "picture")[0]
-
-            def work(show):
-                return pipe(
-                    picture,
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    generator=torch.Generator().manual_seed(seed),
-                    callback_on_step_end=Preview(pipe, picture, show),
-                )
-
-            for kind, value in in_steps(work):
+            for kind, value in denoise(picture, steps, guidance_scale, seed):
                 if kind == "shown":
                     progress((value[0], steps), unit="steps")
                     yield value[1], None, None, None, None
-            tile, views = value.images[0], value.views[0]
+            tile, views = value
+            if upscale:
+                upscaler = Upscaler(pipe.device.type)
+                views = [upscaler(view) for view in progress.tqdm(views, desc="Enlarging", unit="views")]
+                tile = join_views(views)
             with tempfile.TemporaryDirectory() as folder:  # the page keeps copies of its own
                 result = Path(folder, "views")
                 result.mkdir()
@@ -153,6 +189,7 @@ def build(pipe) -> gr.Blocks:
                 guidance = gr.Slider(1, 10, pipe.config.default_guidance_scale, label="Guidance")
                 # A browser's numbers are exact up to 2**53 only, and seeds are larger
                 seed = gr.Textbox("0", label="Seed", max_lines=1, elem_id="seed")
+                upscale = gr.Checkbox(label=f"Enlarge the views {SCALE} times (slow on a CPU)", elem_id="upscale")
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
                 gr.Examples(
                     [[str(path)] for path in sorted((loading.ROOT / "examples" / "images").glob("*.png"))], [picture]
@@ -163,14 +200,17 @@ def build(pipe) -> gr.Blocks:
             with gr.Column():
                 views = gr.Gallery(label="Views", columns=2, interactive=False, format="png", elem_id="views")
                 mesh = gr.Model3D(label="Mesh: a quick look", interactive=False, height=320, elem_id="mesh")
+                mesh_file = gr.File(label="mesh", visible=False)
                 archive = gr.DownloadButton("Download all, with cameras", elem_id="archive")
-        button.click(
+        done = button.click(
             generate,
-            [picture, cut, centre, ratio, steps, guidance, seed],
-            [tile, views, turntable, mesh, archive],
+            [picture, cut, centre, ratio, steps, guidance, seed, upscale],
+            [tile, views, turntable, mesh_file, archive],
             concurrency_limit=1,
             api_name="generate",
         )
+        # gradio draws a mesh that an event returns, but not the first one that a generator yields
+        done.success(lambda path: path, mesh_file, mesh, api_visibility="private")
     return page.queue(max_size=MAX_WAITING)
 
 
@@ -181,7 +221,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     loading.add_checkpoint_options(add)
-    add("--dtype", choices=loading.DTYPES, help="float16 on cuda and else float32, if missing")
+    add("--dtype", choices=loading.DTYPES, help=loading.DTYPE_HELP)
     add("--host", help="address to listen on; this machine alone if missing")
     add("--port", type=int, help="the first free one from 7860 if missing")
     return parser.parse_args(argv)

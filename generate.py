@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from zero123plus import jobs, loading, pictures, results
-from zero123plus.exports import EXPORTS
+from zero123plus import jobs, loading, pictures, results, upscale
+from zero123plus.exports import EXPORTS, check_exports
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -26,7 +26,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("pictures", nargs="+", metavar="PICTURE", help="file, folder, pattern, or URL that fsspec knows")
     add("-o", "--output", required=True, help="folder or URL to write to, one folder a picture")
     loading.add_checkpoint_options(add)
-    add("--dtype", choices=loading.DTYPES, help="default: float16 on cuda, else float32")
+    add("--dtype", choices=loading.DTYPES, help=loading.DTYPE_HELP)
     add("--steps", type=int, help="denoising steps (default: the checkpoint's)")
     add("--guidance", type=float, help="guidance scale (default: the checkpoint's)")
     add("--seed", type=int, default=0, help="of every picture (default: %(default)s)")
@@ -34,6 +34,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--remove-background", action="store_true", help="with rembg, where a picture has no transparency")
     add("--foreground-ratio", type=float, help="recentre: the object's larger side as a share of the picture's")
     add("--export", choices=EXPORTS, action="append", default=[], help="also write the views for this program")
+    add("--upscale", type=int, choices=[upscale.SCALE], help="make the views this many times as large, by Real-ESRGAN")
     add("--preview", action="store_true", help="show a batch's first picture in NAME.preview.png while it forms")
     add("--overwrite", action="store_true", help="replace results of an earlier run")
     add("--resume", action="store_true", help="leave out pictures whose results are there")
@@ -51,6 +52,9 @@ def run(o: argparse.Namespace) -> int:
     """Makes all views and returns the exit status."""
     if o.steps is not None and o.steps < 1 or o.batch_size < 1:
         raise ValueError(f"--steps is {o.steps} and --batch-size {o.batch_size}: both must be 1 or more.")
+    check_exports(o.export)
+    if o.upscale:
+        upscale.check_packages()
     if "://" not in o.output:
         o.output = str(Path(o.output).absolute())
     found, left_out = pictures.find_pictures(o.pictures)
@@ -60,7 +64,7 @@ def run(o: argparse.Namespace) -> int:
     if not left:
         return 0
     device = loading.choose_device(o.device)
-    say(f"on {device}, {str(loading.choose_dtype(device, o.dtype)).removeprefix('torch.')}")
+    say(loading.describe(device, o.dtype))
     settings = jobs.Settings(
         output=o.output,
         load={
@@ -77,6 +81,7 @@ def run(o: argparse.Namespace) -> int:
         remove_background=o.remove_background,
         foreground_ratio=o.foreground_ratio,
         exports=tuple(o.export),
+        upscale=bool(o.upscale),
         preview=o.preview,
         overwrite=o.overwrite,
         resume=o.resume or bool(o.ray),  # a worker that was lost may have left a result

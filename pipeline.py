@@ -8,6 +8,7 @@ the CLIP image embedding into the prompt.
 
 import contextlib
 import copy
+import functools
 import inspect
 import math
 import re
@@ -340,6 +341,38 @@ class ReferenceCache:
         if missing:
             key, value = (torch.cat([entry[:1].expand(missing, -1, -1, -1), entry]) for entry in (key, value))
         return key, value
+
+
+class KeptReference:
+    """The keys and values that the negative reference writes at each step, kept for the calls that follow. The first
+    guided step of a call computes its own and compares: where anything that they depend on has changed (weights, a
+    LoRA, the negative prompt), all that was kept is dropped.
+
+    Args:
+        max_bytes: steps that do not fit are computed every time.
+        settings: what the steps' noise levels, dtype and device follow from.
+        steps: by number, the entries of a [`ReferenceCache`].
+    """
+
+    def __init__(self, max_bytes: int, settings: tuple = (), steps: dict[int, dict] | None = None):
+        self.max_bytes, self.settings, self.steps, self.checked = max_bytes, settings, steps or {}, False
+
+    def begin(self, settings: tuple) -> "KeptReference":
+        """A copy for one call, so that calls in other threads do not meet it."""
+        return KeptReference(self.max_bytes, settings, dict(self.steps) if settings == self.settings else {})
+
+    def entries(self, step: int, write: Callable[[], dict]) -> dict:
+        """The entries of a step; `write` computes them."""
+        if self.checked and step in self.steps:
+            return self.steps[step]
+        entries, self.checked = write(), True
+        own, kept = ([x for pair in e.values() for x in pair] for e in (entries, self.steps.get(step, entries)))
+        if len(own) != len(kept) or not all(map(torch.equal, own, kept)):
+            self.steps = {}
+        size = sum(x.nbytes for e in self.steps.values() for pair in e.values() for x in pair)
+        if step not in self.steps and size + sum(x.nbytes for x in own) <= self.max_bytes:
+            self.steps[step] = entries
+        return entries
 
 
 class ReferenceAttnProcessor:
@@ -736,6 +769,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self.controlnet_conditioning_scale = 1.0
         self._warned_of_cameras = False
+        self._kept_reference = None
         self._calls = {}  # by thread: the call that runs in it, or ran in it last
         if unet is not None:
             install_reference_attention(unet)
@@ -789,6 +823,15 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self.register_modules(controlnet=controlnet)
         self.controlnet_conditioning_scale = conditioning_scale
         return controlnet
+
+    def keep_negative_reference(self, max_bytes: int | None = 2 * 2**30):
+        """Keeps the negative reference's keys and values between calls with one schedule, number of steps and negative
+        prompt, which then compute about half of the reference pass. [`KeptReference`] says when they are dropped.
+
+        Args:
+            max_bytes: of memory on the UNet's device; None ends the keeping and frees the memory.
+        """
+        self._kept_reference = None if max_bytes is None else KeptReference(max_bytes)
 
     # Cameras
 
@@ -1157,13 +1200,26 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     # The steps of the loop
 
-    def write_reference(self, cache: ReferenceCache, sample: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor):
+    def write_reference(
+        self, cache: ReferenceCache, sample: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor, keep=None
+    ):
         """Runs the noisy reference, shape (B, C, h', w'), with its text states, shape (B, L, D), through the UNet,
-        which writes its keys and values into the cache, in place of earlier ones.
+        which writes its keys and values into the cache, in place of earlier ones. Those of the first sample, the
+        negative one, come from `keep` ([`KeptReference.entries`] of this step) if it is given.
         """
-        cache.entries = {}  # frees their memory, and lets a compiled UNet find the same empty cache every time
-        kwargs = {**(self.cross_attention_kwargs or {}), "reference": cache, "reference_mode": "write"}
-        self.unet(sample, t, encoder_hidden_states=embeds, cross_attention_kwargs=kwargs, return_dict=False)
+
+        def write(part: slice) -> dict:
+            cache.entries = {}  # frees their memory, and lets a compiled UNet find the same empty cache every time
+            kwargs = {**(self.cross_attention_kwargs or {}), "reference": cache, "reference_mode": "write"}
+            self.unet(sample[part], t, embeds[part], cross_attention_kwargs=kwargs, return_dict=False)
+            return cache.entries
+
+        if keep is None:
+            write(slice(None))
+        else:
+            negative = keep(lambda: write(slice(1)))
+            for name, pair in write(slice(1, None)).items():
+                cache.entries[name] = tuple(torch.cat(both) for both in zip(negative[name], pair))
 
     def predict(
         self, cache: ReferenceCache, sample: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor, residuals: dict
@@ -1395,7 +1451,10 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 control_scale = [control_scale] * len(control_tiles)
 
         # 5. Denoise
-        cache, guided, rewrite = ReferenceCache(), None, True
+        cache, guided, rewrite, kept = ReferenceCache(), None, True, None
+        if self._kept_reference and num_negatives == 1:
+            settings = type(scheduler), repr(scheduler.config), scheduler.timesteps.tolist(), self.unet.dtype, device
+            kept = self._kept_reference.begin(settings)
         with self._running(call), self.progress_bar(total=num_steps) as progress_bar:
             for i, t in enumerate(scheduler.timesteps):
                 if call.interrupt:
@@ -1410,7 +1469,9 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     embeds = torch.cat([negative_prompt_embeds, prompt_embeds])[halves]
                     if guided:
                         noise = torch.cat([negative_noise[i : i + 1].expand(num_negatives, -1, -1, -1), noise])
-                    self.write_reference(cache, noise_to_step(scheduler, references[halves], noise, t), t, embeds)
+                    noisy = noise_to_step(scheduler, references[halves], noise, t)
+                    keep = functools.partial(kept.entries, i) if kept and guided else None
+                    self.write_reference(cache, noisy, t, embeds, keep)
                     rewrite = False
 
                 # 5.2 The tile attends to them
@@ -1430,8 +1491,11 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     tensors = dict(zip(self._callback_tensor_inputs, (latents, prompt_embeds, negative_prompt_embeds)))
                     given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     rewrite = update(tensors, callback_on_step_end(self, i, t, given))
+                    kept = None if rewrite else kept
                     latents, prompt_embeds, negative_prompt_embeds = tensors.values()
                 progress_bar.update()
+
+        self._kept_reference = kept or self._kept_reference
 
         # 6. Decode
         if not torch.isfinite(latents).all():

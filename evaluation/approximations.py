@@ -11,6 +11,7 @@ small that its reference costs next to nothing. Writes `--output` (JSON) and pri
 
 import argparse
 import contextlib
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,7 @@ SETTINGS = {
     "DPM++ 2M, 8 steps": (DPMSolverMultistepScheduler, 8, {}),
     "UniPC, 14 steps": (UniPCMultistepScheduler, 14, {}),
     "UniPC, 8 steps": (UniPCMultistepScheduler, 8, {}),
+    "bfloat16": (ANCESTRAL, 28, {"dtype": torch.bfloat16}),
     "fast": (UniPCMultistepScheduler, 8, {"reference_interval": 2, "guidance_end": 0.75}),
 }
 
@@ -54,9 +56,16 @@ def call(pipe, setting: tuple, pictures: list, **options):
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     seeds = [torch.Generator().manual_seed(i) for i in range(len(pictures))]
     more = dict(more)
+    more.pop("dtype", None)
     interval = more.pop("deep_cache", None)
     with DeepCache(pipe, interval) if interval else contextlib.nullcontext():
         return pipe(pictures, num_inference_steps=steps, generator=seeds, **more, **options).images
+
+
+def in_dtype(pipe, setting: tuple):
+    """The pipeline, or a copy of it in the dtype that a setting names."""
+    dtype = setting[2].get("dtype")
+    return copy.deepcopy(pipe).to(dtype) if dtype else pipe
 
 
 def applies(pipe, setting: tuple) -> bool:
@@ -94,13 +103,13 @@ def main(argv: list[str] | None = None):
     for name, setting in tqdm(SETTINGS.items(), unit="setting"):
         row = {"setting": name}
         if o.repeats:
-            run = partial(call, model, setting, [grey], **shape, output_type="latent")
+            run = partial(call, in_dtype(model, setting), setting, [grey], **shape, output_type="latent")
             seconds = min(benchmark.timed(run, model.device)[0] for _ in range(o.repeats))
             row |= {"seconds": seconds, "time": seconds / rows[0]["seconds"] if rows else 1.0}
         if not applies(pipe, setting):
             rows.append(row)
             continue
-        tiles = call(pipe, setting, pictures, guidance_scale=o.guidance, output_type="np")
+        tiles = call(in_dtype(pipe, setting), setting, pictures, guidance_scale=o.guidance, output_type="np")
         exact = tiles if exact is None else exact
         for to, others in (("exact", exact), ("truth", truths)):
             row[f"PSNR to {to}"] = float(np.mean([metrics.psnr(*pair) for pair in zip(tiles, others)]))

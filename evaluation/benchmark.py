@@ -3,13 +3,16 @@ and compares it with another pipeline.
 
     python -m evaluation.benchmark --device cpu
     python -m evaluation.benchmark --dtypes float16 --steps 28 75 --batches 1 4 8 --modes eager compiled
-    python -m evaluation.benchmark --baseline PATH/pipeline.py
+    python -m evaluation.benchmark --baseline PATH/pipeline.py                  # of sudo-ai/zero123plus-pipeline, say
+    python -m evaluation.benchmark --training --data data/train --checkpoint .
 
 The weights are random, because speed does not depend on them. On a GPU the sizes are those of the public checkpoints:
 a UNet of 865,910,724 parameters, tiles of 960 x 640, pictures of 512 x 512. On a CPU everything is smaller in the same
 proportions. Both pipelines have the same weights and are timed by turns, so that other work of the machine slows both
 alike; the ratio is that of the medians. The baseline runs eagerly, as it is published. A batch is N tiles of one
-picture. Writes `--output` (JSON) and prints a table.
+picture; a baseline that cannot make several in a call, as the published pipeline, makes them one after another. The
+difference is that of one tile's latents, for which both are given the same noise. Writes `--output` (JSON) and prints
+a table. `--training` times steps of `training.train` beside the bare model's instead.
 """
 
 import argparse
@@ -19,12 +22,14 @@ import inspect
 import json
 import platform
 import statistics
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -33,6 +38,7 @@ import transformers
 from diffusers import AutoencoderKL, DiffusionPipeline, EulerAncestralDiscreteScheduler, UNet2DConditionModel
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import (
@@ -45,8 +51,9 @@ from transformers import (
 
 from pipeline import CAMERAS, ReferenceCache, Zero123PlusPipeline, install_reference_attention
 from training.mini import SCHEDULE, build_tokenizer
+from zero123plus.loading import ROOT, cpu_has_bfloat16
 
-from . import plain
+from . import plain, training_speed
 
 # `FULL` is the size of the public checkpoints: the reference has 64 x 64 latents, the tile 120 x 80. `SMALL` has the
 # same proportions, 32 x 32 and 60 x 40, for a CPU.
@@ -81,6 +88,7 @@ def build(size: dict, device: str, dtype: torch.dtype) -> Zero123PlusPipeline:
     text_layers, text_heads, tokens = size["text"]
     vision_layers, vision_heads, hidden, intermediate, clip_size, patch = size["vision"]
     tokenizer = build_tokenizer()
+    tokenizer.model_max_length = tokens  # the published pipeline pads to it
     attention = ["CrossAttnDownBlock2D"] * (levels - 1), ["CrossAttnUpBlock2D"] * (levels - 1)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -156,6 +164,59 @@ def build(size: dict, device: str, dtype: torch.dtype) -> Zero123PlusPipeline:
     return pipe.to(device)
 
 
+@contextmanager
+def torchvision_stand_in() -> Iterator[None]:
+    """Lets a baseline import torchvision where that is missing. The published pipeline uses three of its transforms,
+    which are made on import and applied to depth pictures only; no picture of the benchmark has depth.
+    """
+    if importlib.util.find_spec("torchvision"):
+        yield
+        return
+    module = ModuleType("torchvision")
+    module.transforms = SimpleNamespace(**dict.fromkeys(("Compose", "ToTensor", "Normalize"), lambda *args: None))
+    sys.modules["torchvision"] = module
+    try:
+        yield
+    finally:
+        del sys.modules["torchvision"]
+
+
+class SharedNoise(TorchFunctionMode):
+    """Gives pipelines the same noise, in whatever order they draw it for a tile: each sample that is drawn is the next
+    of the tile's noise, or of the positive or the negative reference's.
+
+    Args:
+        tile: shape (C, h, w) of the tile's latents; everything else that is drawn is a reference's.
+        generator: that the pipeline is called with. What is drawn from another is the negative reference's. The
+            published pipeline draws from none: a positive sample, a negative one, and then both together, the negative
+            one first.
+    """
+
+    def __init__(self, tile: tuple[int, int, int], generator: torch.Generator):
+        super().__init__()
+        self.tile, self.generator, self.drawn = tile, generator, Counter()
+        names = ("tile", "positive", "negative")
+        self.sources = {name: torch.Generator().manual_seed(i) for i, name in enumerate(names)}
+
+    def names(self, shape: torch.Size, generator: torch.Generator | None) -> list[str]:
+        """Which noise the samples of a draw are."""
+        if shape[1:] == self.tile:
+            return ["tile"] * shape[0]
+        if generator is None:
+            if shape[0] == 2:
+                return ["negative", "positive"]
+            return ["negative" if self.drawn["positive"] else "positive"]
+        return ["positive" if generator is self.generator else "negative"] * shape[0]
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.randn, torch.randn_like) and result.ndim == 4:
+            for i, name in enumerate(self.names(result.shape, (kwargs or {}).get("generator"))):
+                self.drawn[name] += 1
+                result[i] = torch.empty(result.shape[1:]).normal_(generator=self.sources[name])
+        return result
+
+
 def load_baseline(path: Path, pipe: Zero123PlusPipeline) -> DiffusionPipeline:
     """The pipeline of a file with the components of `pipe`. UNet, VAE and scheduler are copied, because the baseline
     or compiling may change them.
@@ -165,7 +226,11 @@ def load_baseline(path: Path, pipe: Zero123PlusPipeline) -> DiffusionPipeline:
     """
     spec = importlib.util.spec_from_file_location("baseline", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        with torchvision_stand_in():
+            spec.loader.exec_module(module)
+    except ImportError as error:
+        raise ValueError(f"`--baseline` {path} needs a package: pip install {error.name}.") from error
     found = [
         value
         for value in vars(module).values()
@@ -280,23 +345,42 @@ def measure(pipe, baseline, size: dict, batch: int, steps: int, repeats: int) ->
     picture = np.random.default_rng(0).integers(0, 256, (size["picture"], size["picture"], 3), dtype=np.uint8)
 
     @torch.no_grad()
-    def call(which, steps):
-        options = {"height": size["tile"][0], "width": size["tile"][1], "num_images_per_prompt": batch}
-        options |= {"generator": torch.Generator().manual_seed(0), "output_type": "latent"}
+    def tiles(which, steps, count, generator):
+        options = {"height": size["tile"][0], "width": size["tile"][1], "num_images_per_prompt": count}
+        options |= {"generator": generator, "output_type": "latent", "guidance_scale": 4.0}
         result = which(Image.fromarray(picture), num_inference_steps=steps, **options)
-        latents = result if isinstance(result, torch.Tensor) else result.images
-        which.vae.decode((latents / which.vae.config.scaling_factor).to(which.vae.dtype))
-        return latents.float().cpu()
+        return result if isinstance(result, torch.Tensor) else result.images
+
+    def at_once(which):
+        """Whether a pipeline makes several tiles in a call."""
+        try:
+            tiles(which, 1, 2, torch.Generator().manual_seed(0))
+        except RuntimeError:  # of shapes that do not fit
+            return False
+        return True
+
+    @torch.no_grad()
+    def call(which, steps):
+        counts = [batch] if which is pipe or batch == 1 or several else [1] * batch
+        for count in counts:
+            latents = tiles(which, steps, count, torch.Generator().manual_seed(0))
+            which.vae.decode((latents / which.vae.config.scaling_factor).to(which.vae.dtype))
+
+    def latents_of_shared_noise(which):
+        generator = torch.Generator().manual_seed(0)
+        with SharedNoise((4, *(edge // pipe.vae_scale_factor for edge in size["tile"])), generator):
+            return tiles(which, steps, 1, generator).float().cpu()
 
     systems = {"ours": pipe} | ({"baseline": baseline} if baseline else {})
-    seconds, latents, memory = defaultdict(list), {}, {}
+    several = batch > 1 and bool(baseline) and at_once(baseline)
+    seconds, memory = defaultdict(list), {}
     for which in systems.values():
         call(which, min(steps, 2))
     for _ in range(repeats):
         for name, which in systems.items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            elapsed, latents[name] = timed(partial(call, which, steps), device)
+            elapsed, _ = timed(partial(call, which, steps), device)
             seconds[name].append(elapsed)
             if device.type == "cuda":
                 memory[name] = torch.cuda.max_memory_allocated() / 2**30
@@ -317,8 +401,8 @@ def measure(pipe, baseline, size: dict, batch: int, steps: int, repeats: int) ->
         result["baseline seconds a tile"] = statistics.median(seconds["baseline"]) / batch
         result["baseline peak GiB"] = memory.get("baseline")
         result["time to baseline's"] = ours / statistics.median(seconds["baseline"])
-        error = (latents["ours"] - latents["baseline"]).norm() / latents["baseline"].norm()
-        result["difference"] = error.item()
+        ours, theirs = map(latents_of_shared_noise, systems.values())
+        result["difference"] = ((ours - theirs).norm() / theirs.norm()).item()
     return result
 
 
@@ -346,6 +430,14 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines + [f"| {' | '.join(cell(row.get(column)) for column in columns)} |" for row in rows])
 
 
+def report(rows: list[dict], o: argparse.Namespace):
+    """Prints the results and writes them."""
+    machine = describe(o.device)
+    print(f"{machine}\n\n{table(rows)}")
+    o.output.parent.mkdir(parents=True, exist_ok=True)
+    o.output.write_text(json.dumps({"machine": machine, "results": rows}, indent=2) + "\n")
+
+
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Time the pipeline.")
@@ -353,20 +445,33 @@ def main(argv: list[str] | None = None):
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     add("--dtypes", nargs="+", choices=("float16", "bfloat16", "float32"), help="default: float16; float32 on a CPU")
     add("--modes", nargs="+", choices=("eager", "compiled"), default=["eager"], help="default: eager")
-    add("--batches", nargs="+", type=int, default=[1, 4], help="default: 1 4")
+    add("--batches", nargs="+", type=int, help="default: 1 4; 32 for --training")
     add("--steps", nargs="+", type=int, help="default: 28; 4 on a CPU")
     add("--repeats", type=int, default=3, help="timed calls, of which the median is reported (default: %(default)s)")
     add("--size", choices=("full", "small"), help="default: full; small on a CPU")
     add("--baseline", type=Path, default=Path(plain.__file__), help="file of a pipeline to time beside it")
     add("--output", type=Path, default=Path("out/benchmark.json"), help="file of the results, which is replaced")
+    add("--training", action="store_true", help="time training.train beside the bare model instead")
+    add("--data", type=Path, help="folder of shards, for --training")
+    add("--checkpoint", default=str(ROOT), help="what --training trains (default: the one in this repository)")
     o = parser.parse_args(argv)
     on_cpu = torch.device(o.device).type == "cpu"
+    if o.training:
+        if o.data is None:
+            parser.error("--training needs --data, a folder of shards of training.render")
+        precision = "bf16" if not on_cpu or cpu_has_bfloat16() else "no"
+        rows = [
+            {"batch": batch, "precision": precision}
+            | training_speed.measure(o.checkpoint, o.data, batch, precision, o.steps[0] if o.steps else 8, o.repeats)
+            for batch in o.batches or [32]
+        ]
+        return report(rows, o)
     size = {"full": FULL, "small": SMALL}[o.size or ("small" if on_cpu else "full")]
     settings = [
         (getattr(torch, dtype), mode, batch, steps)
         for dtype in o.dtypes or ["float32" if on_cpu else "float16"]
         for mode in o.modes
-        for batch in o.batches
+        for batch in o.batches or [1, 4]
         for steps in o.steps or [4 if on_cpu else 28]
     ]
     rows, made = [], None
@@ -383,10 +488,7 @@ def main(argv: list[str] | None = None):
             made = dtype, mode
         setting = {"dtype": str(dtype).removeprefix("torch."), "mode": mode, "batch": batch, "steps": steps}
         rows.append(setting | measure(pipe, baseline, size, batch, steps, o.repeats))
-    machine = describe(o.device)
-    print(f"{machine}\n\n{table(rows)}")
-    o.output.parent.mkdir(parents=True, exist_ok=True)
-    o.output.write_text(json.dumps({"machine": machine, "results": rows}, indent=2) + "\n")
+    report(rows, o)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m training.render --names evaluation/toys.txt --size 128 --output data/heldout
     python -m evaluation.mesh --renders data/heldout                          # with the toys' true views
     python -m evaluation.mesh --renders data/heldout --predictions out/views  # with results of generate.py, by name
+    python -m evaluation.mesh --renders data/heldout --draw FILE duck-0 robot-0  # input, views, mesh from two sides
 
 Volume IoU compares with the toy itself, rebuilt in Blender and filled on a grid. Re-rendered, the mesh is seen by the
 six cameras with its own colours and no light, on grey. Needs the packages `bpy`, `scikit-image` and `trimesh`.
@@ -20,7 +21,7 @@ from PIL import Image
 from scipy import sparse
 from tqdm import tqdm
 
-from pipeline import CAMERAS, split_views
+from pipeline import CAMERAS, Cameras, split_views
 from training import blender
 from training.data import index_shards, on_grey, read_member, read_object, select_views
 from zero123plus.mesh import RADIUS, Mesh, build_mesh, linear
@@ -115,30 +116,53 @@ def render_mesh(mesh: Mesh, cameras, size: int) -> np.ndarray:
     return on_grey(np.stack(views)) / 255
 
 
-def measure(entry: dict, predictions: Path | None) -> dict:
-    """Measures one held-out toy.
+def views_of(entry: dict, predictions: Path | None) -> tuple[dict, Cameras, list[Image.Image]]:
+    """A held-out toy ([`read_object`]), its cameras, and the six views that its mesh is made of: RGBA, or RGB of
+    `predictions`.
 
     Args:
         entry: of [`index_shards`].
         predictions: folder of `NAME/tile.png`; None takes the true views.
     """
-    record, item = json.loads(read_member(entry, "json")), read_object(entry)
-    cameras = CAMERAS[record["cameras"]["preset"]]
-    truth = select_views(item, 0, False)[1]
-    views = [Image.fromarray(view) for view in truth]
+    item = read_object(entry)
+    cameras = CAMERAS[json.loads(read_member(entry, "json"))["cameras"]["preset"]]
     if predictions:
         views = split_views([Image.open(predictions / item["name"] / "tile.png").convert("RGB")])[0]
+    else:
+        views = [Image.fromarray(view) for view in select_views(item, 0, False)[1]]
+    return item, cameras, views
+
+
+def on_grey_rgb(views: list[Image.Image]) -> np.ndarray:
+    """Views as uint8 RGB on grey, shape (6, S, S, 3)."""
+    return np.stack([np.asarray(view) if view.mode == "RGB" else on_grey(np.asarray(view)) for view in views])
+
+
+def draw(entry: dict, predictions: Path | None) -> np.ndarray:
+    """A row of pictures of one toy: input, six views, and their mesh from two sides; uint8 of shape (S, 9 S, 3)."""
+    item, cameras, views = views_of(entry, predictions)
+    size = views[0].height
+    mesh = build_mesh(views, cameras.poses(), cameras.intrinsics(size, size))
+    sides = render_mesh(mesh, Cameras((315.0, 135.0) * 3, (15.0,) * 6, cameras.fov), size)[:2]
+    image = Image.fromarray(on_grey(select_views(item, 0, False)[0])).resize((size, size), Image.Resampling.BOX)
+    pictures = [np.asarray(image), *on_grey_rgb(views), *np.round(255 * sides).astype(np.uint8)]
+    return np.concatenate(pictures, axis=1)
+
+
+def measure(entry: dict, predictions: Path | None) -> dict:
+    """Measures one held-out toy; for arguments see [`views_of`]."""
+    item, cameras, views = views_of(entry, predictions)
     start = time.perf_counter()
     mesh = build_mesh(views, cameras.poses(), cameras.intrinsics(views[0].height, views[0].width))
     seconds = time.perf_counter() - start
     rendered = render_mesh(mesh, cameras, views[0].height)
     ours = voxels(mesh.vertices, mesh.faces)
+    record = json.loads(read_member(entry, "json"))
     true = voxels(*true_mesh(item["name"], record["cameras"]["inputs"][0]["azimuth"]))
-    shown = np.stack([np.asarray(view) for view in views]) if predictions else on_grey(truth)
     return {
         "name": item["name"],
         "volume IoU": metrics.mask_iou(ours, true),
-        "PSNR of re-rendered views": metrics.psnr(rendered, shown / 255),
+        "PSNR of re-rendered views": metrics.psnr(rendered, on_grey_rgb(views) / 255),
         "seconds": seconds,
         "vertices": len(mesh.vertices),
     }
@@ -150,9 +174,17 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--renders", type=Path, required=True, help="shards of the held-out toys")
     parser.add_argument("--predictions", type=Path, help="folder of NAME/tile.png, in place of the true views")
     parser.add_argument("--limit", type=int, help="measure only the first N toys")
+    parser.add_argument("--draw", nargs="+", metavar=("FILE", "TOY"), help="draw these toys, and measure nothing")
     o = parser.parse_args(argv)
+    entries = index_shards(o.renders)
+    if o.draw:
+        path, *names = o.draw
+        named = {json.loads(read_member(entry, "json"))["object"]: entry for entry in entries}
+        rows = [draw(named[name], o.predictions) for name in names]
+        Image.fromarray(np.concatenate(rows)).save(path, quality=90)
+        return
     groups = {}
-    for entry in tqdm(index_shards(o.renders)[: o.limit], unit="object"):
+    for entry in tqdm(entries[: o.limit], unit="object"):
         row = measure(entry, o.predictions)
         groups.setdefault(group_of(row.pop("name")), []).append(row)
     for group, rows in groups.items():

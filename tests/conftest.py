@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from training.mini import build_pipeline
+from zero123plus import loading
 
 torch.set_num_threads(1)  # the models are too small for threads, and several tests run at once
 TILE = {"height": 48, "width": 32}  # the size of `build_pipe`'s checkpoint
@@ -41,6 +42,12 @@ def build_pipe(channels=(32, 64)):
             module.reset_parameters()
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(autouse=True)
+def float32_by_default(monkeypatch):
+    """So that tests compute alike on all processors."""
+    monkeypatch.setattr(loading, "cpu_has_bfloat16", lambda: False)
 
 
 @pytest.fixture

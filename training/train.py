@@ -363,7 +363,7 @@ def train(o: argparse.Namespace):
     loader = accelerator.prepare(loader)
     log = run.open_log(step) if accelerator.is_main_process else None
     accelerator.init_trackers("zero123plus", {k: str(v) for k, v in vars(o).items()})
-    start = saved = time.time()
+    start = saved = last = time.time()
     bar = tqdm(total=o.steps, initial=step, unit="step", disable=not accelerator.is_main_process)
 
     # 4. Train
@@ -385,6 +385,9 @@ def train(o: argparse.Namespace):
         step += 1
         bar.update()
         line = {"step": step, "tiles": step * o.batch_size, "loss": accelerator.reduce(total, "mean").item()}
+        now = time.time()
+        line["tiles_per_second"] = round(o.batch_size / (now - last), 2)
+        last = now
         line |= {"lr": lr_scheduler.get_last_lr()[0], **({"skipped": skipped} if skipped else {})}
         total = 0
         if step % o.validation_steps == 0:  # in all processes: with FSDP each has a part of the weights
@@ -397,7 +400,6 @@ def train(o: argparse.Namespace):
             log.write(json.dumps(line) + "\n")
         accelerator.log(line, step)
         decays = o.lr_scheduler == "decay" and step == o.steps - o.decay_steps  # the state to train on from
-        now = time.time()
         done, save = decide(accelerator, now - start > 60 * o.minutes, now - saved > 60 * o.save_minutes)
         done |= step >= o.steps
         if done or save or decays:

@@ -1,7 +1,7 @@
 """Views for other programs: nerfstudio's `transforms.json`, COLMAP's text model, and a mesh.
 
-The first two get RGBA pictures, transparent where a view shows its background, the pipeline's cameras, and points that
-Gaussian splatting starts from. A format is one entry of `EXPORTS`.
+The first two get the pictures, the pipeline's cameras, and points that Gaussian splatting starts from. A format is one
+entry of `EXPORTS`.
 """
 
 import json
@@ -13,8 +13,7 @@ import PIL.Image
 
 from pipeline import GREY
 
-from .mesh import build_mesh, surface_points, write_glb
-from .pictures import cut_out
+from .mesh import build_mesh, check_packages, surface_points, write_glb
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ def write_nerfstudio(folder: Path, views: list[PIL.Image.Image], poses: np.ndarr
     }
     (folder / "images").mkdir(parents=True)
     for name, view in zip(names, views):
-        cut_out(view, name).save(folder / name)
+        view.save(folder / name)
     write_ply(folder / "points.ply", *initial_points(views, poses, intrinsics))
     (folder / "transforms.json").write_text(json.dumps(transforms, indent=2) + "\n")
 
@@ -94,7 +93,7 @@ def write_colmap(folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, 
     (folder / "sparse" / "0").mkdir(parents=True)
     lines = ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then its 2D points"]
     for i, (view, pose) in enumerate(zip(views, poses)):
-        cut_out(view, f"view_{i}").save(folder / "images" / f"view_{i}.png")
+        view.save(folder / "images" / f"view_{i}.png")
         rotation = np.diag([1, -1, -1]) @ pose[:3, :3].T
         numbers = [*quaternion(rotation), *(-rotation @ pose[:3, 3])]
         lines += [f"{i + 1} {' '.join(f'{number:.12g}' for number in numbers)} 1 view_{i}.png", NO_POINT]
@@ -120,8 +119,18 @@ def write_mesh(folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, in
 
 # Each writes views and cameras into a new folder, and takes
 #   folder: to make;
-#   views: RGB pictures of one size;
+#   views: RGBA pictures of one size, transparent where they show their background (`pictures.cut_out`);
 #   poses: camera-to-world matrices in the OpenGL convention, shape (N, 4, 4);
 #   intrinsics: shape (3, 3), in pixels.
 # A ValueError says why the views cannot be written so; the other files of a result are written all the same.
 EXPORTS = {"nerfstudio": write_nerfstudio, "colmap": write_colmap, "glb": write_mesh}
+
+
+def check_exports(forms):
+    """Checks, before any work, that what some keys of `EXPORTS` need is installed.
+
+    Raises:
+        ValueError: if a package is missing.
+    """
+    if "glb" in forms:
+        check_packages()

@@ -8,6 +8,7 @@ from functools import partial
 import fsspec
 import PIL.Image
 import torch
+from tqdm import tqdm
 
 from pipeline import load_pictures
 
@@ -15,6 +16,7 @@ from . import results
 from .loading import ROOT, load_pipeline
 from .pictures import prepare, read_picture
 from .preview import Preview
+from .upscale import Upscaler, join_views
 
 Job = tuple[str, str]  # a picture's path or URL, and the name of its result
 
@@ -31,6 +33,7 @@ class Settings:
         remove_background: whether to cut the object out.
         foreground_ratio: see [`pictures.recentre`]; None leaves the object where it is.
         exports: keys of `exports.EXPORTS`.
+        upscale: whether to make the views four times as large, by [`upscale.Upscaler`].
         preview: whether to show the first picture of a batch while its views form.
         overwrite: whether earlier results may be replaced.
         resume: whether earlier results are kept.
@@ -43,6 +46,7 @@ class Settings:
     remove_background: bool = False
     foreground_ratio: float | None = None
     exports: tuple[str, ...] = ()
+    upscale: bool = False
     preview: bool = False
     overwrite: bool = False
     resume: bool = False
@@ -59,6 +63,7 @@ class Generator:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.pipe = load_pipeline(**settings.load)
+        self.upscaler = Upscaler(self.pipe.device.type) if settings.upscale else None
 
     def __call__(self, jobs: list[Job], progress: bool = False) -> list[dict]:
         """Makes the views of one batch.
@@ -132,11 +137,14 @@ class Generator:
                 preview.close()
         errors = {}
         for (name, _), tile, views in zip(batch, made.images, made.views):
-            options = {"exports": settings.exports, "name": name}
-            write = partial(results.write_result, pipe=self.pipe, tile=tile, views=views, **options)
             try:
+                if self.upscaler:
+                    views = [self.upscaler(view) for view in tqdm(views, name, unit="view", disable=not progress)]
+                    tile = join_views(views)
+                options = {"exports": settings.exports, "name": name}
+                write = partial(results.write_result, pipe=self.pipe, tile=tile, views=views, **options)
                 results.put_result(write, settings.output, name, settings.overwrite, settings.resume)
-            except (OSError, ValueError) as error:
+            except (MemoryError, OSError, ValueError) as error:
                 errors[name] = f"{name}: {describe(error)}"
         return errors
 

@@ -17,6 +17,7 @@ RUN_FILE = "run.json"  # what a training run says of itself in each of its check
 WEIGHTS = ("*.json", "*.txt", "*.model", "*.safetensors")
 VARIANTS = ("*.fp16.*", "*non_ema*", "*onnx*", "*openvino*", "*flax*")  # not downloaded
 DTYPES = ("float32", "float16", "bfloat16")
+DTYPE_HELP = "float16 on cuda, bfloat16 on a CPU with AVX512_BF16 or AMX, else float32, if missing"
 DEVICE_HELP = "cuda, mps or cpu; the first of these that is there, if missing"
 
 
@@ -37,8 +38,17 @@ def choose_device(device: str | None = None) -> str:
 
 
 def choose_dtype(device: str, dtype: str | None = None) -> torch.dtype:
-    """A dtype by its name; without one float16 on cuda, else float32."""
+    """A dtype by its name; without one float16 on cuda, bfloat16 on a processor that multiplies it by itself, else
+    float32.
+    """
+    if dtype is None and device == "cpu":
+        dtype = "bfloat16" if cpu_has_bfloat16() else "float32"
     return getattr(torch, dtype or ("float16" if device.startswith("cuda") else "float32"))
+
+
+def describe(device: str, dtype: str | None = None) -> str:
+    """Device and dtype in words; for arguments see [`choose_dtype`]."""
+    return f"on {device}, {str(choose_dtype(device, dtype)).removeprefix('torch.')}"
 
 
 def cpu_has_bfloat16() -> bool:
@@ -286,7 +296,7 @@ def add_checkpoint_options(add):
 def load_from_options(options, dtype: str | None = None) -> Zero123PlusPipeline:
     """[`load_pipeline`] with the options that [`add_checkpoint_options`] adds. Says device and dtype."""
     device = choose_device(options.device)
-    print(f"on {device}, {str(choose_dtype(device, dtype)).removeprefix('torch.')}", file=sys.stderr)
+    print(describe(device, dtype), file=sys.stderr)
     return load_pipeline(
         options.checkpoint,
         device,

@@ -4,6 +4,7 @@ It is no reconstruction: what no silhouette shows, such as the inside of a cup, 
 with nerfstudio or gsplat. Needs the packages `scikit-image` and `trimesh` for surface and file.
 """
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from scipy.spatial import cKDTree
 
 from .pictures import cut_out
 
-MISSING = "A mesh needs the packages scikit-image and trimesh: pip install scikit-image trimesh."
 MIN_GRID, MAX_GRID = 128, 192  # voxels of an edge, for meshes
 POINT_GRID = 64  # for points
 RADIUS = 0.5  # of the sphere that holds the object
@@ -22,6 +22,8 @@ TRIM_SIGMA, TRIM_LEVEL = 2.5, 0.62  # voxels of `MIN_GRID`; share of a voxel's s
 TRIM_KEEP = 0.9  # of the most solid voxel of a pixel
 SMALL_PART = 0.1  # of the largest part's volume; smaller parts are removed
 SMOOTHING = 10  # steps
+DEPTH_TOLERANCE = 4  # voxels of `MIN_GRID` that a vertex may lie behind the depth buffer and still be seen
+OUTLINE_WEIGHT = 0.05  # of colours at a view's outline, which are mixed with the background
 MIN_WEIGHT = 0.02  # below which a vertex counts as unseen
 # World (+X front, +Z up) to glTF (+Z front, +Y up)
 TO_GLTF = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]])
@@ -44,6 +46,21 @@ class Mesh:
     colours: np.ndarray
 
 
+def check_packages():
+    """Checks that what [`build_mesh`] and [`write_glb`] need is installed.
+
+    Raises:
+        ValueError: if a package is missing.
+    """
+    if not all(map(importlib.util.find_spec, ("skimage", "trimesh"))):
+        raise ValueError("A mesh needs the packages scikit-image and trimesh: pip install scikit-image trimesh.")
+
+
+def to_world(voxels: np.ndarray, grid: int) -> np.ndarray:
+    """World coordinates of places in a grid of `grid` voxels an edge, whole numbers at the voxels' centres."""
+    return (voxels + 0.5) / grid * 2 * RADIUS - RADIUS
+
+
 def project(points: np.ndarray, pose: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Projects points of shape (P, 3) into a view.
 
@@ -63,7 +80,7 @@ def grid_points(grid: int) -> tuple[np.ndarray, np.ndarray]:
     """Centres of a grid's voxels that lie within the sphere, shape (P, 3), and which these are, booleans of shape
     (grid, grid, grid), along world X, Y and Z.
     """
-    axis = (np.arange(grid) + 0.5) / grid * 2 * RADIUS - RADIUS
+    axis = to_world(np.arange(grid), grid)
     points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
     inside = np.square(points).sum(-1) <= RADIUS**2
     return points[inside], inside
@@ -100,8 +117,7 @@ def trim(hull: np.ndarray, shape: tuple[int, int], poses: np.ndarray, intrinsics
     grid = hull.shape[0]
     solid = hull > 0.5
     density = ndimage.gaussian_filter(solid.astype(np.float32), TRIM_SIGMA * grid / MIN_GRID)[solid]
-    axis = (np.arange(grid) + 0.5) / grid * 2 * RADIUS - RADIUS
-    points = np.stack([axis[index] for index in np.nonzero(solid)], axis=-1)
+    points = to_world(np.argwhere(solid), grid)
     kept = density > TRIM_LEVEL
     needed = np.zeros_like(kept)
     for pose in poses:
@@ -130,17 +146,11 @@ def keep_large_parts(hull: np.ndarray) -> np.ndarray:
 def surface(hull: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Vertices of shape (V, 3) in the world, and faces of shape (F, 3), of a hull's surface, smoothed so that voxels
     do not show (Taubin 1995, which does not shrink).
-
-    Raises:
-        ValueError: if the package scikit-image is missing.
     """
-    try:
-        from skimage.measure import marching_cubes
-    except ImportError as error:
-        raise ValueError(MISSING) from error
-    grid = hull.shape[0]
+    from skimage.measure import marching_cubes
+
     vertices, faces, _, _ = marching_cubes(np.pad(hull, 1), 0.5, gradient_direction="ascent")  # the pad closes it
-    vertices = (vertices - 0.5) / grid * 2 * RADIUS - RADIUS
+    vertices = to_world(vertices - 1, hull.shape[0])
     mean = neighbour_mean(faces, len(vertices))
     for _ in range(SMOOTHING):
         for step in (0.5, -0.53):
@@ -189,12 +199,12 @@ def colour(vertices, normals, views: np.ndarray, alphas: np.ndarray, poses: np.n
         row, column = np.clip((pixels * scale).round().astype(int), 0, int(view.shape[0] * scale))
         buffer = np.full((int(view.shape[0] * scale) + 1,) * 2, np.inf)
         np.minimum.at(buffer, (row, column), depth)
-        visible = depth < ndimage.minimum_filter(buffer, 3)[row, column] + 4 * spacing
+        visible = depth < ndimage.minimum_filter(buffer, 3)[row, column] + DEPTH_TOLERANCE * spacing
         direction = pose[:3, 3] - vertices
         cosine = (normals * direction).sum(1) / np.linalg.norm(direction, axis=1)
         # The outline's pixels are mixed with the background
         solid = ndimage.map_coordinates(ndimage.minimum_filter(alpha, 3), pixels, order=1, mode="constant")
-        weight = visible * np.clip(cosine, 0, 1) ** 2 * (0.05 + 0.95 * solid)
+        weight = visible * np.clip(cosine, 0, 1) ** 2 * (OUTLINE_WEIGHT + (1 - OUTLINE_WEIGHT) * solid)
         sampled = [ndimage.map_coordinates(view[..., i], pixels, order=1, mode="nearest") for i in range(3)]
         total += weight[:, None] * np.stack(sampled, axis=-1)
         weights += weight
@@ -234,7 +244,8 @@ def find_solid(views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.n
 
 
 def build_mesh(views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.ndarray) -> Mesh:
-    """Makes a mesh of six views. For arguments and errors see [`find_solid`] and [`surface`]."""
+    """Makes a mesh of six views. For arguments and errors see [`find_solid`] and [`check_packages`]."""
+    check_packages()
     grid = int(np.clip(views[0].height, MIN_GRID, MAX_GRID))
     hull, colours, alphas, poses = find_solid(views, poses, intrinsics, grid)
     vertices, faces = surface(hull)
@@ -250,7 +261,7 @@ def surface_points(views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: 
     solid = np.pad(hull > 0.5, 1)
     outwards = -np.stack(np.gradient(ndimage.gaussian_filter(solid.astype(np.float32), 1)), axis=-1)
     border = solid & ~ndimage.binary_erosion(solid)
-    points = (np.argwhere(border) - 0.5) / POINT_GRID * 2 * RADIUS - RADIUS
+    points = to_world(np.argwhere(border) - 1, POINT_GRID)
     normals = outwards[border] / np.maximum(np.linalg.norm(outwards[border], axis=1, keepdims=True), 1e-9)
     found = colour(points, normals, colours, alphas, poses, intrinsics)
     return points, np.round(255 * found.clip(0, 1)).astype(np.uint8)
@@ -262,15 +273,8 @@ def linear(colours: np.ndarray) -> np.ndarray:
 
 
 def write_glb(path: Path, mesh: Mesh):
-    """Writes a binary glTF file: metres, +Y up, the input view's side towards +Z, matte, with colours at vertices.
-
-    Raises:
-        ValueError: if the package trimesh is missing.
-    """
-    try:
-        import trimesh
-    except ImportError as error:
-        raise ValueError(MISSING) from error
+    """Writes a binary glTF file: metres, +Y up, the input view's side towards +Z, matte, with colours at vertices."""
+    import trimesh
 
     def make_matte(tree: dict):  # without a material a mesh is of metal
         tree["materials"] = [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}]

@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline import COLUMNS, ROWS
 
 from .exports import EXPORTS
+from .pictures import cut_out
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +94,10 @@ def write_result(
     for i, view in enumerate(views):
         view.save(folder / f"view_{i}.png")
         frames.append({"file": f"view_{i}.png", "camera_to_world": poses[i].tolist()})
+    cut = [cut_out(view, f"view_{i} of {name}") for i, view in enumerate(views)] if exports else []
     for form in exports:
         try:
-            EXPORTS[form](folder / form, views, poses, intrinsics)
+            EXPORTS[form](folder / form, cut, poses, intrinsics)
         except ValueError as error:
             logger.warning("There is no %s of %s: %s", form, name, error)
             shutil.rmtree(folder / form, ignore_errors=True)
