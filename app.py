@@ -170,7 +170,7 @@ def build(pipe) -> gr.Blocks:
                 archive = shutil.make_archive(str(result), "zip", folder, "views")
                 mesh = result / "glb" / "mesh.glb"
                 yield tile, views, str(result / "turntable.webp"), str(mesh) if mesh.exists() else None, archive
-        except (OSError, ValueError) as error:
+        except (MemoryError, OSError, ValueError) as error:
             raise gr.Error(" ".join(str(error).split())) from error
 
     with gr.Blocks(title="Zero123++", delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as page:

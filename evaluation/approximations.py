@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None):
     add = parser.add_argument
     loading.add_checkpoint_options(add)
     add("--limit", type=int, default=8, help="held-out objects (default: %(default)s)")
+    add("--settings", nargs="+", default=[""], help="only those whose names begin so, beside the first")
     add("--guidance", type=float, help="scale of classifier-free guidance (default: the checkpoint's)")
     add("--dtype", default="float16" if torch.cuda.is_available() else "float32", help="of what is timed")
     add("--repeats", type=int, default=1, help="of the timing; the shortest counts (default: %(default)s), 0: none")
@@ -100,7 +101,8 @@ def main(argv: list[str] | None = None):
         shape = {"height": size["tile"][0], "width": size["tile"][1]}
 
     rows, exact = [], None
-    for name, setting in tqdm(SETTINGS.items(), unit="setting"):
+    chosen = [name for name in SETTINGS if name.startswith(("exact", *o.settings))]
+    for name, setting in tqdm([(name, SETTINGS[name]) for name in chosen], unit="setting"):
         row = {"setting": name}
         if o.repeats:
             run = partial(call, in_dtype(model, setting), setting, [grey], **shape, output_type="latent")

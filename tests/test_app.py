@@ -233,6 +233,8 @@ def test_the_folder_of_a_space(tmp_path):
     make = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("git archive"))
     folder = tmp_path / "out" / "space"
     folder.mkdir(parents=True)
+    for path in ROOT.glob("requirements*.txt"):
+        shutil.copy(path, tmp_path)
     subprocess.run(
         ["bash", "-c", make.replace("git ", f"git -C {shlex.quote(str(ROOT))} ", 1)], cwd=tmp_path, check=True
     )

@@ -58,6 +58,57 @@ def test_another_baseline_and_its_difference(tmp_path, monkeypatch):
     assert row["difference"] == pytest.approx(0.5, abs=1e-3)
 
 
+def test_a_baseline_like_the_published_file(tmp_path, monkeypatch):
+    """It imports torchvision, pads to the tokenizer's length and makes one tile a call."""
+    monkeypatch.setattr(benchmark, "SMALL", TINY)
+    (tmp_path / "pipeline.py").write_text(
+        "from torchvision import transforms\n\nfrom evaluation import plain\n\n\n"
+        "class Published(plain.PlainZero123Plus):\n"
+        "    depth = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])\n\n"
+        "    def encode_prompt(self, text):\n        assert self.tokenizer.model_max_length == 16\n"
+        "        return super().encode_prompt(text)\n\n"
+        "    def __call__(self, *args, num_images_per_prompt, **kwargs):\n"
+        "        if num_images_per_prompt > 1:\n            raise RuntimeError('sizes do not fit')\n"
+        "        return super().__call__(*args, **kwargs)\n"
+    )
+    paths = ["--baseline", str(tmp_path / "pipeline.py"), "--output", str(tmp_path / "results.json")]
+    benchmark.main(["--device", "cpu", "--batches", "2", "--repeats", "1", "--steps", "2", *paths])
+    (row,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert row["difference"] < 1e-5 and row["time to baseline's"] > 0
+
+
+def test_shared_noise_does_not_depend_on_the_order_of_drawing():
+    """Ours draws from two generators, and the negative reference's noise at once; the published pipeline from none,
+    and both references together.
+    """
+    generator, negative = torch.Generator(), torch.Generator()
+    tile, reference = (4, 6, 4), (4, 8, 8)
+    with benchmark.SharedNoise(tile, generator):
+        ours = {"positive": [torch.randn((1, *reference), generator=generator)]}
+        ours["negative"] = [torch.randn((1, *reference), generator=negative)]
+        ours["negative"] += list(torch.randn((2, *reference), generator=negative).split(1))
+        ours["tile"] = [torch.randn((1, *tile), generator=generator)]
+        for _ in range(2):
+            ours["positive"].append(torch.randn((1, *reference), generator=generator))
+            ours["tile"].append(torch.randn((1, *tile), generator=generator))
+    with benchmark.SharedNoise(tile, generator):
+        theirs = {"positive": [torch.randn((1, *reference))], "negative": [torch.randn((1, *reference))]}
+        theirs["tile"] = [torch.randn((1, *tile), generator=generator)]
+        for _ in range(2):
+            both = torch.randn_like(torch.empty(2, *reference)).split(1)
+            theirs["negative"].append(both[0]), theirs["positive"].append(both[1])
+            theirs["tile"].append(torch.randn((1, *tile), generator=generator))
+    for name in ours:
+        assert torch.equal(torch.cat(ours[name]), torch.cat(theirs[name]))
+    assert not torch.equal(ours["positive"][0], ours["negative"][0])
+
+
+def test_training_needs_data(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--training", "--device", "cpu"])
+    assert "--training needs --data" in capsys.readouterr().err
+
+
 def test_baseline_without_a_pipeline_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "SMALL", TINY)
     (tmp_path / "pipeline.py").write_text("x = 1\n")

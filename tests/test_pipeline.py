@@ -19,6 +19,8 @@ from diffusers import (
 from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.models.attention_processor import AttnProcessor2_0
 from peft import LoraConfig
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pipeline
 from evaluation.plain import PlainZero123Plus
@@ -569,3 +571,56 @@ def test_callback_that_changes_the_negative_prompt_leaves_what_is_kept(pipe, run
     for _ in range(2):
         assert_same(run(pipe, picture, num_inference_steps=3, callback_on_step_end=change), expected[0])
         assert_same(run(pipe, picture), expected[1])
+
+
+# ---- Waiting for the device ----
+
+WAITS = {"item", "cpu", "tolist", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__"}
+WAITING_OPERATORS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
+
+
+class CountCalls(TorchFunctionMode):
+    """Notes calls of Python that would make the host wait for a GPU, while a pipeline denoises."""
+
+    def __init__(self, pipe, found):
+        super().__init__()
+        self.pipe, self.found = pipe, found
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        if self.pipe._call.running and name in WAITS:
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+class CountOperators(TorchDispatchMode):
+    """The same for operators, which torch's own code calls too."""
+
+    def __init__(self, pipe, found):
+        super().__init__()
+        self.pipe, self.found = pipe, found
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if self.pipe._call.running and operator._schema.name in WAITING_OPERATORS:
+            self.found.append(operator._schema.name)
+        return operator(*args, **(kwargs or {}))
+
+
+def waits(pipe, picture, run, **options):
+    found = []
+    with CountCalls(pipe, found), CountOperators(pipe, found):
+        run(pipe, picture, num_inference_steps=3, **options)
+    return found
+
+
+def test_the_loop_never_waits_for_the_device(pipe, picture, run):
+    assert waits(pipe, picture, run) == []
+
+
+@pytest.mark.parametrize("wait", ("item", "cpu", "tolist", "nonzero", "__bool__"))
+def test_waiting_would_be_noticed(pipe, picture, run, wait):
+    def callback(pipe, step, t, tensors):
+        getattr(t, wait)()
+        return {}
+
+    assert wait in waits(pipe, picture, run, callback_on_step_end=callback)

@@ -19,9 +19,19 @@ from diffusers.utils import is_bitsandbytes_available
 from PIL import Image
 from transformers import CLIPTokenizer
 
+from evaluation import training_speed
 from pipeline import Zero123PlusPipeline, scale_latents
 from training import checkpoints, loss, mini, publish, train, train_controlnet, train_vae
-from training.data import Stream, TileDataset, ViewDataset, index_shards, load_objects, read_object, select_views
+from training.data import (
+    ObjectSamples,
+    Stream,
+    TileDataset,
+    ViewDataset,
+    index_shards,
+    load_objects,
+    read_object,
+    select_views,
+)
 from training.mini import SCHEDULE
 from zero123plus import loading
 from zero123plus.pictures import depth_picture, to_tile
@@ -296,6 +306,40 @@ def test_a_killed_run_continues(arguments, tmp_path):
     train.main(arguments("killed", step + 1))
     train.main(arguments("whole", step + 1))
     assert losses(tmp_path / "killed") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+def test_a_compiled_run_has_the_losses_of_an_eager_one(arguments, tmp_path, monkeypatch):
+    """With torch.compile's graphs, forwards and backwards, but not its code for the processor, which takes minutes."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
+    train.main(arguments("eager", 2))
+    train.main(arguments("compiled", 2, "--compile"))
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-3)
+
+
+def test_objects_are_decoded_once_and_bad_ones_left_out(shards, monkeypatch):
+    dataset, read = TileDataset(shards), []
+
+    def read_once(entry):
+        read.append(entry)
+        if entry is dataset.entries[0]:
+            raise ValueError("damaged")
+        return read_object(entry)
+
+    monkeypatch.setattr("training.data.read_object", read_once)
+    dataset.latents = {12, 13}  # the first two of the second object are there
+    left = ObjectSamples(dataset)
+    assert [[sample["index"] for sample in samples] for samples in (left[0], left[1])] == [[], list(range(14, 24))]
+    assert len(left) == len(read) == 2
+    assert ObjectSamples(dataset, (1, 2)).places == [1]
+
+
+@pytest.mark.slow
+def test_the_trainer_is_timed_beside_the_bare_step(pipe, shards, tmp_path):
+    pipe.save_pretrained(tmp_path / "start")
+    row = training_speed.measure(str(tmp_path / "start"), shards, 4, "no", steps=2, rounds=2)
+    trainer, bare = row["trainer, tiles/s"], row["bare step, tiles/s"]
+    assert trainer > 0 and bare > 0 and row["trainer to bare step"] == trainer / bare
 
 
 @pytest.fixture

@@ -208,8 +208,7 @@ CONDITIONS = {
 
 
 class LatentCache:
-    """Encoded samples in files that all processes of a run share, in half precision. Each is written when it is first
-    encoded, and a run that continues finds it there.
+    """Encoded samples in files that all processes of a run share, in half precision. A run that continues finds them.
 
     Args:
         folder: of the files; made if missing.
@@ -234,14 +233,23 @@ class LatentCache:
         return bool(self.done[index])
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {name: torch.from_numpy(np.array(part[index])) for name, part in self.parts.items()}
+        return {
+            name: part[index] if isinstance(part, torch.Tensor) else torch.from_numpy(np.array(part[index]))
+            for name, part in self.parts.items()
+        }
 
-    def keep(self, index: int, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Writes a sample and returns it as it will be read."""
+    def keep(self, index: int, sample: dict[str, torch.Tensor]):
+        """Writes a sample."""
         for name, part in self.parts.items():
             part[index] = sample[name].cpu().numpy()
         self.done[index] = 1
-        return self[index]
+
+    def move_to_gpu(self, device: torch.device) -> bool:
+        """Holds the samples on a GPU from now on, if they take less than half of its free memory; says whether."""
+        if sum(part.nbytes for part in self.parts.values()) > torch.cuda.mem_get_info(device)[0] / 2:
+            return False
+        self.parts = {name: torch.from_numpy(np.array(part)).to(device) for name, part in self.parts.items()}
+        return True
 
 
 def fingerprint(entries: list[dict], *settings) -> str:
@@ -280,15 +288,21 @@ class TileDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         """Raises ValueError if the object cannot be read, or nothing is seen in the sample."""
         known = self.latents is not None and index in self.latents
-        sample = {"index": index, "encoded": self.latents[index]} if known else {"index": index}
+        encoded = {"encoded": self.latents[index]} if known else {}
         if known and self.condition is None:
-            return sample
-        place, variant = divmod(index, 2 * AZIMUTHS)
+            return {"index": index, **encoded}
+        place = index // (2 * AZIMUTHS)
         item = self.kept.get(place) if self.kept is not None else None
         if item is None:
             item = read_object(self.entries[place])
             if self.kept is not None:
                 self.kept[place] = item
+        return {**self.sample(item, index), **encoded}
+
+    def sample(self, item: dict, index: int) -> dict:
+        """A sample of an object that is read; raises ValueError if nothing is seen in it."""
+        place, variant = divmod(index, 2 * AZIMUTHS)
+        sample = {"index": index}
         k, mirror = variant // 2, bool(variant % 2)
         image, views = select_views(item, k, mirror)
         if not (image[..., 3].any() and views[..., 3].any()):
@@ -300,6 +314,36 @@ class TileDataset(torch.utils.data.Dataset):
             control = self.condition.sees(item, k, mirror)
             sample["control"] = torch.from_numpy(to_tile(control)).permute(2, 0, 1) / 127.5 - 1
         return sample
+
+
+class ObjectSamples(torch.utils.data.Dataset):
+    """Lists of the samples of each object that are not in its data set's `latents`, so that an object is decoded once.
+    Samples that cannot be read are left out.
+
+    Args:
+        dataset: with `latents`.
+        part: which of several processes this is, and their number.
+    """
+
+    def __init__(self, dataset: TileDataset, part: tuple[int, int] = (0, 1)):
+        self.dataset, self.missing = dataset, {}
+        for index in range(len(dataset)):
+            if index not in dataset.latents:
+                self.missing.setdefault(index // (2 * AZIMUTHS), []).append(index)
+        self.places = list(self.missing)[part[0] :: part[1]]
+
+    def __len__(self):
+        return len(self.places)
+
+    def __getitem__(self, i: int) -> list[dict]:
+        samples = []
+        try:
+            item = read_object(self.dataset.entries[self.places[i]])
+            for index in self.missing[self.places[i]]:
+                samples.append(self.dataset.sample(item, index))
+        except ValueError:  # the trainer's stream warns of these and counts them
+            pass
+        return samples
 
 
 class Stream(torch.utils.data.Dataset):

@@ -95,11 +95,10 @@ class Encoder:
     Args:
         pipe: the pipeline.
         device: to encode on.
-        cache: where encoded samples are kept, a `data.LatentCache`; None encodes every time.
     """
 
-    def __init__(self, pipe: Zero123PlusPipeline, device: torch.device, cache=None):
-        self.pipe, self.device, self.cache = pipe, device, cache
+    def __init__(self, pipe: Zero123PlusPipeline, device: torch.device):
+        self.pipe, self.device = pipe, device
         self.matrix = encoder_matrix(pipe.vae)
         with torch.no_grad():
             self.prompt_embeds, _ = pipe.encode_prompt("", device)
@@ -110,7 +109,8 @@ class Encoder:
     @torch.no_grad()
     def __call__(self, samples: list[dict]) -> dict:
         """Returns `tile` and `reference`, moments (mean and deviation) of shape (B, 2 C, ...), `clip_pixels`, and
-        `control`, shape (B, 3, H, W) in [-1, 1], of samples that have it.
+        `control`, shape (B, 3, H, W) in [-1, 1], of samples that have it. Samples get `encoded`, and those that have
+        it are not encoded again.
         """
         missing = [sample for sample in samples if "encoded" not in sample]
         if missing:
@@ -123,8 +123,6 @@ class Encoder:
             )
             for sample, parts in zip(missing, fresh):
                 sample["encoded"] = dict(zip(("tile", "reference", "clip_pixels"), parts))
-                if self.cache is not None:
-                    sample["encoded"] = self.cache.keep(sample["index"], sample["encoded"])
         encoded = {
             name: torch.stack([sample["encoded"][name] for sample in samples])
             for name in ("tile", "reference", "clip_pixels")
@@ -145,9 +143,10 @@ class Encoder:
 
 def draw(generators: list[torch.Generator], num_timesteps: int, condition_dropout: float):
     """Draws each sample's time step, and 1 or 0, with or without the condition; both of shape (B,)."""
-    timesteps = torch.cat([torch.randint(0, num_timesteps, (1,), generator=generator) for generator in generators])
-    keep = torch.cat([torch.rand(1, generator=generator) for generator in generators]) >= condition_dropout
-    return timesteps, keep.float()
+    device = generators[0].device
+    timesteps = [torch.randint(0, num_timesteps, (1,), generator=one, device=device) for one in generators]
+    keep = torch.cat([torch.rand(1, generator=one, device=device) for one in generators]) >= condition_dropout
+    return torch.cat(timesteps), keep.float()
 
 
 def sample_moments(moments: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
@@ -174,7 +173,6 @@ class Zero123PlusLoss:
         device: to compute on.
         snr_gamma: of min-SNR weighting; 0 weights all time steps alike.
         condition_dropout: share of samples without the condition, for classifier-free guidance.
-        cache: see [`Encoder`].
     """
 
     def __init__(
@@ -183,16 +181,18 @@ class Zero123PlusLoss:
         device: torch.device,
         snr_gamma: float = 0.0,
         condition_dropout: float = 0.0,
-        cache=None,
     ):
-        self.encoder = Encoder(pipe, device, cache)
+        self.encoder = Encoder(pipe, device)
         self.vae, self.device = pipe.vae, device
         self.snr_gamma, self.condition_dropout = snr_gamma, condition_dropout
         self.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
 
     def __call__(self, model: torch.nn.Module, samples: list[dict]) -> torch.Tensor:
-        """The loss of a batch, without dimensions. All that is drawn for a sample follows from its `seed`."""
-        generators = [torch.Generator().manual_seed(sample["seed"]) for sample in samples]
+        """The loss of a batch, without dimensions. All that is drawn for a sample follows from its `seed`, and on CUDA
+        it is drawn there, because a step of a small model takes less time than the noise's way from the CPU.
+        """
+        source = self.device if torch.device(self.device).type == "cuda" else "cpu"
+        generators = [torch.Generator(source).manual_seed(sample["seed"]) for sample in samples]
         timesteps, keep = draw(generators, self.scheduler.config.num_train_timesteps, self.condition_dropout)
         timesteps = timesteps.to(self.device)
         v, target, _ = self.predict(model, self.encoder(samples), timesteps, keep.to(self.device), generators)

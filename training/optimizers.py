@@ -45,12 +45,15 @@ def build_optimizer(name: str, named: dict[str, torch.nn.Parameter], learning_ra
             f"`--optimizer {name}` needs the package {package}: `pip install {package}`, or leave it out."
         ) from error
 
-    class Optimizer(DistributedMuon if num_processes > 1 else Muon):
+    kind = DistributedMuon if num_processes > 1 else Muon
+
+    class Optimizer(kind):
         @staticmethod
         def _orthogonalize(group, updates):
+            if updates[0].is_cuda or cpu_has_bfloat16():
+                return kind._orthogonalize(group, updates)
             # The package computes in bfloat16, whatever the processor
-            dtype = torch.bfloat16 if updates[0].is_cuda or cpu_has_bfloat16() else torch.float32
-            return [zero_power_via_newton_schulz_5(update.flatten(1), dtype=dtype) for update in updates]
+            return [zero_power_via_newton_schulz_5(update.flatten(1), dtype=torch.float32) for update in updates]
 
     shapes, vectors = {}, []
     for key, parameter in named.items():

@@ -29,9 +29,9 @@ from pipeline import CAMERAS, Zero123PlusPipeline, split_views
 from zero123plus.loading import checkpoints, load_controlnet, set_cameras
 
 from .checkpoints import Run, gathered, load_start
-from .data import CONDITIONS, LatentCache, Stream, TileDataset, fingerprint
+from .data import CONDITIONS, LatentCache, ObjectSamples, Stream, TileDataset, fingerprint
 from .dry_run import describe
-from .loss import Denoiser, Zero123PlusLoss
+from .loss import Denoiser, Encoder, Zero123PlusLoss
 from .optimizers import build_optimizer, build_schedule
 
 PHASES = {
@@ -193,11 +193,14 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--batch_size", type=int, help="tiles a step, of all processes")
     add("--micro_batch_size", type=int, default=8, help="tiles at a time and process; the rest is accumulated")
     add("--gradient_checkpointing", action="store_true")
+    add("--compile", action="store_true", help="torch.compile the UNet, which takes minutes and pays on a GPU")
     add("--mixed_precision", choices=("no", "bf16", "fp16"), help="what `accelerate launch` says if missing")
     add("--max_grad_norm", type=float, default=1.0)
     add("--condition_dropout", type=float, default=0.1, help="share of samples without condition")
     add("--ema_decay", type=float, default=0.999)
-    add("--cache_latents", action="store_true", help="read and encode each sample once; for data that fits the memory")
+    add(
+        "--cache_latents", action="store_true", help="read and encode all samples first; for data that fits the memory"
+    )
     add("--workers", type=int, default=0, help="processes that read data")
     add("--minutes", type=float, default=math.inf, help="stop this run, saved, after so long")
     add("--save_minutes", type=float, default=10, help="between two checkpoints")
@@ -270,6 +273,8 @@ def build_model(o: argparse.Namespace, pipe: Zero123PlusPipeline) -> Denoiser:
     if o.gradient_checkpointing:
         for module in filter(None, (pipe.unet, pipe.controlnet)):
             module.enable_gradient_checkpointing()
+    if o.compile:
+        pipe.unet.compile()
     return model
 
 
@@ -297,6 +302,23 @@ def latent_cache(o: argparse.Namespace, pipe: Zero123PlusPipeline, dataset: Tile
     weights = float(sum(parameter.double().sum() for parameter in pipe.vae.encoder.parameters()))
     name = fingerprint(dataset.entries, weights, o.condition if o.train == "controlnet" else None, shapes)
     return LatentCache(o.output / f"latents-{name}", len(dataset), shapes)
+
+
+def encode_all(o: argparse.Namespace, dataset: TileDataset, encode: Encoder, accelerator: Accelerator):
+    """Fills the cache of a data set's encoded samples, each process a part, and puts them on the GPU if they fit."""
+    left = ObjectSamples(dataset, (accelerator.process_index, accelerator.num_processes))
+    loader = torch.utils.data.DataLoader(left, batch_size=None, num_workers=o.workers)
+    for samples in tqdm(loader, "encoding", unit="object", disable=not (accelerator.is_main_process and left.places)):
+        parts = encode(samples) if samples else {}
+        for i, sample in enumerate(samples):
+            dataset.latents.keep(sample["index"], {name: value[i] for name, value in parts.items()})
+    accelerator.wait_for_everyone()
+    if (
+        accelerator.device.type == "cuda"
+        and dataset.condition is None
+        and dataset.latents.move_to_gpu(accelerator.device)
+    ):
+        o.workers = 0  # there is nothing left to read
 
 
 def decide(accelerator: Accelerator, *wishes: bool) -> list[bool]:
@@ -349,8 +371,10 @@ def train(o: argparse.Namespace):
     if o.cache_latents:
         with accelerator.main_process_first():
             dataset.latents = latent_cache(o, pipe, dataset, size)
-    loss_function = Zero123PlusLoss(pipe, accelerator.device, o.snr_gamma, o.condition_dropout, dataset.latents)
+    loss_function = Zero123PlusLoss(pipe, accelerator.device, o.snr_gamma, o.condition_dropout)
     validation_loss = Zero123PlusLoss(pipe, accelerator.device)
+    if o.cache_latents:
+        encode_all(o, dataset, loss_function.encoder, accelerator)
 
     # 3. Continue from the newest checkpoint
     record = {"checkpoint": absolute(o.checkpoint), "train": o.train, "lora_rank": o.lora_rank, "condition": condition}
