@@ -346,7 +346,7 @@ class ReferenceCache:
 class KeptReference:
     """The keys and values that the negative reference writes at each step, kept for the calls that follow. The first
     guided step of a call computes its own and compares: where anything that they depend on has changed (weights, a
-    LoRA, the negative prompt), all that was kept is dropped.
+    LoRA, the negative prompt), or that step was not kept, all that was kept is dropped.
 
     Args:
         max_bytes: steps that do not fit are computed every time.
@@ -365,10 +365,11 @@ class KeptReference:
         """The entries of a step; `write` computes them."""
         if self.checked and step in self.steps:
             return self.steps[step]
-        entries, self.checked = write(), True
-        own, kept = ([x for pair in e.values() for x in pair] for e in (entries, self.steps.get(step, entries)))
-        if len(own) != len(kept) or not all(map(torch.equal, own, kept)):
+        entries = write()
+        own, kept = ([x for pair in e.values() for x in pair] for e in (entries, self.steps.get(step, {})))
+        if not self.checked and (len(own) != len(kept) or not all(map(torch.equal, own, kept))):
             self.steps = {}
+        self.checked = True
         size = sum(x.nbytes for e in self.steps.values() for pair in e.values() for x in pair)
         if step not in self.steps and size + sum(x.nbytes for x in own) <= self.max_bytes:
             self.steps[step] = entries
@@ -1201,7 +1202,12 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     # The steps of the loop
 
     def write_reference(
-        self, cache: ReferenceCache, sample: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor, keep=None
+        self,
+        cache: ReferenceCache,
+        sample: torch.Tensor,
+        t: torch.Tensor,
+        embeds: torch.Tensor,
+        keep: Callable | None = None,
     ):
         """Runs the noisy reference, shape (B, C, h', w'), with its text states, shape (B, L, D), through the UNet,
         which writes its keys and values into the cache, in place of earlier ones. Those of the first sample, the
@@ -1495,7 +1501,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     latents, prompt_embeds, negative_prompt_embeds = tensors.values()
                 progress_bar.update()
 
-        self._kept_reference = kept or self._kept_reference
+        if kept and self._kept_reference:  # which may have ended meanwhile
+            self._kept_reference = kept
 
         # 6. Decode
         if not torch.isfinite(latents).all():

@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None):
     ways = {"bicubic": bicubic, "Real-ESRGAN": Upscaler(o.device)}
     large = {item["name"]: item for item in map(read_object, index_shards(o.large))}
     small = [item for item in map(read_object, index_shards(o.small)) if item["name"] in large][: o.limit]
+    if not small:
+        raise SystemExit(f"`--small` {o.small} and `--large` {o.large} have no toy in common: render the same names.")
     rows = {name: [] for name in ways}
     for item in tqdm(small, unit="object"):
         pair = (on_grey(select_views(thing, 0, False)[1]) for thing in (item, large[item["name"]]))

@@ -541,6 +541,16 @@ def test_kept_negative_reference_is_dropped_when_anything_changes(pipe, run, pic
     assert_same(again, expected)
 
 
+def test_kept_steps_that_the_first_guided_step_cannot_vouch_for_are_dropped(pipe, run, picture):
+    """The first call keeps its second half alone; the weights change; the next call is guided from the start."""
+    pipe.keep_negative_reference()
+    run(pipe, picture, num_inference_steps=4, guidance_start=0.5)
+    scale_weights(pipe)
+    ours = run(pipe, picture, num_inference_steps=4)
+    pipe.keep_negative_reference(None)
+    assert_same(ours, run(pipe, picture, num_inference_steps=4))
+
+
 def test_kept_negative_reference_follows_a_lora_and_its_scale(pipe, run, picture):
     config = LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
     pipe.unet.add_adapter(config)
