@@ -2,7 +2,7 @@
 
     python -m evaluation.evaluate
     python -m evaluation.evaluate --checkpoint sudo-ai/zero123plus-v1.2 --clip openai/clip-vit-large-patch14
-    python -m evaluation.evaluate --controlnet controlnet --condition depth
+    python -m evaluation.evaluate --controlnet controlnet --condition depth --normals controlnet_normals
     python -m evaluation.evaluate --predictions DIR
     python -m evaluation.evaluate --check
 
@@ -11,9 +11,12 @@ size of the true ones (128 pixels in `evaluation/toys`; others are resampled by 
 held-out views around an object whose bounding sphere has radius 0.5. "tile" scores the six views tiled as one picture,
 as the paper does; "view" is the mean over single views. The mask is the object's (`pictures.foreground`); saturation
 is relative to the truth's; consistency is `metrics.hull_consistency`, which needs no truth; "one step" is the PSNR of
-the tile predicted in one step from t = 999. The standard error of the mean over objects is behind each mean. Writes
-`results.json`, `results.md` and `views.webp` (rows of input, generated and true views). `--check` exits with 1 where a
-bar of `evaluation.bars` is missed.
+the tile predicted in one step from t = 999. A ControlNet has a row of its own, in which it sees the true depth or
+normals. `--normals` names a ControlNet that makes normals of views, of which `zero123plus.mattes` makes mattes: a row
+has the mask IoU of the mattes of the true views. The standard error of the mean over objects is behind each mean.
+Writes `results.json` (with the scores of each object), `results.md` and `views.webp` (rows of input, generated and
+true views). `--check` exits with 1 where a bar of `evaluation.bars` is missed; without `--checkpoint` it measures the
+ControlNets of this repository too.
 """
 
 import argparse
@@ -28,6 +31,7 @@ from tqdm import tqdm
 from pipeline import Cameras, load_pictures, split_views
 from training.loss import Denoiser, Zero123PlusLoss
 from zero123plus import loading
+from zero123plus.mattes import cut_out
 from zero123plus.pictures import foreground
 
 from . import bars, metrics
@@ -73,12 +77,14 @@ def score(
     return result
 
 
-def control_tiles(folders: list[Path], options: argparse.Namespace) -> list[Image.Image] | None:
-    """The objects' true depth or normals as the ControlNet sees them, RGB tiles; None without a ControlNet."""
-    return [Image.open(path / f"{options.condition}.webp") for path in folders] if options.controlnet else None
+def control_tiles(folders: list[Path], condition: str | None) -> list[Image.Image] | None:
+    """The objects' true depth or normals as a ControlNet sees them, RGB tiles; None without a condition."""
+    return [Image.open(path / f"{condition}.webp") for path in folders] if condition else None
 
 
-def generate(pipe, folders: list[Path], size: tuple[int, int], options: argparse.Namespace) -> np.ndarray:
+def generate(
+    pipe, folders: list[Path], size: tuple[int, int], options: argparse.Namespace, condition: str | None = None
+) -> np.ndarray:
     """Tiles of shape (samples, N, *size, 3) for the inputs of N objects."""
     tiles = []
     jobs = [(sample, i) for sample in range(options.samples) for i in range(len(folders))]
@@ -86,7 +92,7 @@ def generate(pipe, folders: list[Path], size: tuple[int, int], options: argparse
         batch = jobs[start : start + options.batch_size]
         result = pipe(
             [Image.open(folders[i] / "input.webp") for _, i in batch],
-            control_image=control_tiles([folders[i] for _, i in batch], options),
+            control_image=control_tiles([folders[i] for _, i in batch], condition),
             num_inference_steps=options.steps,
             guidance_scale=options.guidance,
             generator=[torch.Generator().manual_seed(i + 1000 * sample) for sample, i in batch],
@@ -95,6 +101,23 @@ def generate(pipe, folders: list[Path], size: tuple[int, int], options: argparse
             np.asarray(tile.resize(size[::-1], Image.Resampling.BOX), np.float32) / 255 for tile in result.images
         ]
     return np.stack(tiles).reshape(options.samples, len(folders), *size, 3)
+
+
+def matte_iou(pipe, folder: Path, steps: int | None) -> float:
+    """Mask IoU of the mattes of an object's true views, made of the normals that the ControlNet makes of them."""
+    mask = np.asarray(Image.open(folder / "views.webp"))[..., 3:]
+    tile = load_pictures(Image.open(folder / "views.webp"), "views")[0]
+    normals = pipe(
+        Image.open(folder / "input.webp"),
+        control_image=tile,
+        num_inference_steps=steps,
+        guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
+    views, masks = split_views([tile])[0], split_views(mask[None])[0, ..., 0] > 127
+    parts = zip(views, split_views([normals.resize(tile.size)])[0])
+    ours = np.stack([cut_out(np.asarray(view), np.asarray(normal))[..., 3] > 127 for view, normal in parts])
+    return metrics.mask_iou(ours, masks)
 
 
 def read_predictions(folder: Path, objects: list[Path], size: tuple[int, int]) -> np.ndarray:
@@ -115,7 +138,7 @@ def read_predictions(folder: Path, objects: list[Path], size: tuple[int, int]) -
     return np.stack(tiles)[None]
 
 
-def one_step(pipe, folders: list[Path], options: argparse.Namespace) -> dict:
+def one_step(pipe, folders: list[Path], condition: str | None = None) -> dict:
     """The one-step prediction of objects ([`training.loss.Zero123PlusLoss.validate`]), as columns of the table."""
     samples = [
         {
@@ -124,7 +147,7 @@ def one_step(pipe, folders: list[Path], options: argparse.Namespace) -> dict:
         }
         for path in folders
     ]
-    for sample, tile in zip(samples, control_tiles(folders, options) or []):
+    for sample, tile in zip(samples, control_tiles(folders, condition) or []):
         sample["control"] = torch.from_numpy(np.array(tile)).permute(2, 0, 1) / 127.5 - 1
     loss = Zero123PlusLoss(pipe, pipe.device)
     measured = loss.validate(Denoiser.of(pipe).to(pipe.device), samples)
@@ -137,21 +160,25 @@ def one_step(pipe, folders: list[Path], options: argparse.Namespace) -> dict:
     }
 
 
-def markdown(title: str, table: dict[str, dict], errors: dict[str, dict] | None = None) -> str:
+def markdown(
+    title: str, table: dict[str, dict], errors: dict[str, dict] | None = None, mark: float | None = None
+) -> str:
     """A table with a row for each system; a dash where a system has no such measure.
 
     Args:
         title: of the first column.
         table: by system, its means.
         errors: by system, their standard errors.
+        mark: what is more than so many standard errors from 0 is in bold type.
     """
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
 
     def cell(name: str, column: str) -> str:
         if column not in table[name]:
             return "-"
-        error = (errors or {}).get(name, {}).get(column)
-        return f"{table[name][column]:.3f}" + (f" ± {error:.3f}" if error else "")
+        value, error = table[name][column], (errors or {}).get(name, {}).get(column)
+        text = f"{value:.3f}" + (f" ± {error:.3f}" if error else "")
+        return f"**{text}**" if mark and error and abs(value) > mark * error else text
 
     lines = [f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(cell(name, column) for column in columns)} |" for name in table]
@@ -165,12 +192,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     loading.add_checkpoint_options(add)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--controlnet", help="folder or Hub name of a ControlNet, which sees the objects' true shapes")
-    what.add_argument(
-        "--predictions", type=Path, help="folder of tiles of any system, scored in place of a checkpoint"
-    )
+    add("--controlnet", help="folder or Hub name of a ControlNet, which sees the objects' true shapes")
     add("--condition", default="depth", choices=SHOWN, help="what the ControlNet sees")
+    add("--normals", help="folder or Hub name of a ControlNet that makes normals, to score mattes")
+    add("--predictions", type=Path, help="folder of tiles of any system, scored in place of a checkpoint")
     add("--heldout", type=Path, default=FOLDER, help="objects, of evaluation.heldout")
     add("--output", type=Path, default=Path("out/evaluation"), help="folder of the results, which are replaced")
     add("--steps", type=int, help="denoising steps; the checkpoint's if missing")
@@ -180,7 +205,15 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--clip", help="folder or Hub name of a CLIP model, to measure CLIP similarity too")
     add("--limit", type=int, help="score only the first N objects of each group")
     add("--batch_size", type=int, default=8)
-    return parser.parse_args(argv)
+    o = parser.parse_args(argv)
+    if o.predictions and (o.controlnet or o.normals):
+        parser.error(
+            "`--predictions` are views that are there: a ControlNet changes nothing about them, leave it out."
+        )
+    if o.check and not (o.checkpoint or o.predictions):
+        o.controlnet = o.controlnet or loading.ROOT / "controlnet"
+        o.normals = o.normals or loading.ROOT / "controlnet_normals"
+    return o
 
 
 def mean_and_error(rows: list[dict]) -> tuple[dict, dict]:
@@ -214,6 +247,38 @@ def find_objects(o: argparse.Namespace) -> dict[str, list[Path]]:
     return groups
 
 
+def measure_checkpoint(
+    o: argparse.Namespace, groups: dict[str, list[Path]], cameras: Cameras, size: tuple[int, int]
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, dict]], dict[Path, dict]]:
+    """Generates what is to be scored.
+
+    Returns:
+        By system, its tiles, shape (samples, N, *size, 3); by group and system, the one-step measures of all objects
+        together; and by object, the mask IoU of its mattes, if `--normals` asks for them.
+    """
+    everything = [path for members in groups.values() for path in members]
+    pipe = loading.load_from_options(o, "float32")
+    if not loading.same_cameras(pipe.cameras, cameras):
+        raise ValueError(f"The checkpoint has the cameras {pipe.cameras}, but the held-out views {cameras}.")
+    pipe.set_progress_bar_config(disable=True)
+    tiles, steps, mattes = {}, {group: {} for group in groups}, {}
+    if o.normals:
+        loading.load_controlnet(pipe, o.normals)
+        mattes = {path: matte_iou(pipe, path, o.steps) for path in tqdm(everything, "mattes", unit="object")}
+        pipe.controlnet = None
+
+    def measure(name: str, condition: str | None):
+        tiles[name] = generate(pipe, everything, size, o, condition)
+        for group, members in groups.items():
+            steps[group][name] = one_step(pipe, members, condition)
+
+    measure(bars.OURS, None)
+    if o.controlnet:
+        loading.load_controlnet(pipe, o.controlnet)
+        measure(bars.controlled(o.condition), o.condition)
+    return tiles, steps, mattes
+
+
 def evaluate(o: argparse.Namespace) -> bool:
     """Scores as the options say, and returns whether all bars are met."""
     groups, cameras = find_objects(o), cameras_of(o.heldout)
@@ -223,37 +288,34 @@ def evaluate(o: argparse.Namespace) -> bool:
     size = truths.shape[1:3]
     clip = metrics.ClipSimilarity(o.clip, loading.choose_device(o.device)) if o.clip else None
     if o.predictions:
-        ours = read_predictions(o.predictions, everything, size)
+        tiles, steps, mattes = {"predictions": read_predictions(o.predictions, everything, size)}, {}, {}
     else:
-        pipe = loading.load_from_options(o, "float32")
-        if not loading.same_cameras(pipe.cameras, cameras):
-            raise ValueError(f"The checkpoint has the cameras {pipe.cameras}, but the held-out views {cameras}.")
-        if o.controlnet:
-            loading.load_controlnet(pipe, o.controlnet)
-        pipe.set_progress_bar_config(disable=True)
-        ours = generate(pipe, everything, size, o)
+        tiles, steps, mattes = measure_checkpoint(o, groups, cameras, size)
     inputs = np.stack([read(path / "input.webp").astype(np.float32) for path in everything])
-    systems = {
-        "predictions" if o.predictions else bars.OURS: ours,
+    systems = tiles | {
         "copy of the input": np.tile(inputs, (1, 3, 2, 1))[None],
         "nearest training object": np.stack([read(path / "nearest.webp") for path in everything])[None],
         "mean training tile": np.broadcast_to(read(o.heldout / "mean.webp"), truths.shape)[None],
         "true views": truths[None],
     }
-    results, errors = {}, {}
+    scores = {group: {} for group in groups}  # of each object, by system
     with tqdm(total=len(everything) * len(systems), unit="object") as bar:
         for group, members in groups.items():
-            results[group], errors[group] = {}, {}
             for name, samples in systems.items():
-                rows = []
+                scores[group][name] = {}
                 for path in members:
                     i = everything.index(path)
-                    scores = [score(tiles[i], truths[i], masks[i], cameras, clip) for tiles in samples]
-                    rows.append({column: float(np.mean([row[column] for row in scores])) for column in scores[0]})
+                    rows = [score(tile[i], truths[i], masks[i], cameras, clip) for tile in samples]
+                    means, _ = mean_and_error(rows)
+                    scores[group][name][path.name] = means
                     bar.update()
-                results[group][name], errors[group][name] = mean_and_error(rows)
-            if not o.predictions:
-                results[group][bars.OURS] |= one_step(pipe, members, o)
+            if mattes:
+                scores[group][bars.MATTES] = {path.name: {"mask IoU": mattes[path]} for path in members}
+    results, errors = {}, {}
+    for group, table in scores.items():
+        both = {name: mean_and_error(list(rows.values())) for name, rows in table.items()}
+        results[group] = {name: means | steps.get(group, {}).get(name, {}) for name, (means, _) in both.items()}
+        errors[group] = {name: error for name, (_, error) in both.items()}
     text = [markdown(f"{name} ({len(groups[name])})", table, errors[name]) for name, table in results.items()]
     passed = True
     if not o.predictions:
@@ -262,9 +324,13 @@ def evaluate(o: argparse.Namespace) -> bool:
     print("\n".join(text))
     o.output.mkdir(parents=True, exist_ok=True)
     (o.output / "results.md").write_text("\n".join(text))
-    record = {group: {**table, "standard errors": errors[group]} for group, table in results.items()}
+    first = next(iter(tiles))
+    record = {
+        group: {**table, "standard errors": errors[group], "objects": scores[group][first]}
+        for group, table in results.items()
+    }
     (o.output / "results.json").write_text(json.dumps(record, indent=2) + "\n")
-    draw(inputs, ours[0], truths).save(o.output / "views.webp", quality=90)
+    draw(inputs, tiles[first][0], truths).save(o.output / "views.webp", quality=90)
     return passed
 
 

