@@ -40,6 +40,19 @@ class Bar:
     upper: float | None = None
     system: str = OURS
 
+    def bounds(self, table: dict) -> tuple[float | None, float | None]:
+        """The least and the largest value that meet the bar, None where there is no such bound.
+
+        Args:
+            table: by system, its measures.
+        """
+        if self.kind in ("at least", "between"):
+            return self.bound, self.upper
+        if self.kind == "above the best baseline by":
+            return max(table[name][self.measure] for name in BASELINES) + self.bound, None
+        system = OURS if self.kind == "at most ours times" else "copy of the input"
+        return None, table[system][self.measure] * self.bound
+
     def check(self, table: dict) -> tuple[str, float, bool]:
         """Compares a group's table with the bar.
 
@@ -49,17 +62,16 @@ class Bar:
         Returns:
             The requirement in words, the measured value, and whether it is met.
         """
-        value = table[self.system][self.measure]
+        value, (least, most) = table[self.system][self.measure], self.bounds(table)
+        met = (least is None or value >= least) and (most is None or value <= most)
         if self.kind == "at least":
-            return f">= {self.bound:g}", value, value >= self.bound
+            return f">= {self.bound:g}", value, met
         if self.kind == "between":
-            return f"{self.bound:g} to {self.upper:g}", value, self.bound <= value <= self.upper
+            return f"{self.bound:g} to {self.upper:g}", value, met
         if self.kind == "above the best baseline by":
-            best = max(table[name][self.measure] for name in BASELINES) + self.bound
-            return f">= {best:.3f} (best baseline + {self.bound:g})", value, value >= best
-        name, system = ("ours", OURS) if self.kind == "at most ours times" else ("copy", "copy of the input")
-        most = table[system][self.measure] * self.bound
-        return f"<= {most:.3f} ({name} x {self.bound:g})", value, value <= most
+            return f">= {least:.3f} (best baseline + {self.bound:g})", value, met
+        name = "ours" if self.kind == "at most ours times" else "copy"
+        return f"<= {most:.3f} ({name} x {self.bound:g})", value, met
 
 
 BARS = (

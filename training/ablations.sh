@@ -1,34 +1,40 @@
 #!/usr/bin/env bash
-# The paper's claims at mini scale: one change at a time, each trained for the same number of tiles from the same weights.
+# The paper's choices at mini scale: one change at a time, each trained from the same weights for the same tiles as an
+# unchanged control, and scored on all held-out objects.
 #
-#     START="--vae vae" DATA=data/train VALIDATION=data/heldout STEPS=2000 bash training/ablations.sh
-#     START="--checkpoint ." DATA=data/train VALIDATION=data/heldout STEPS=150 EVALUATE="--limit 8" bash training/ablations.sh
+#     DATA=data/train VALIDATION=data/heldout bash training/ablations.sh
+#     ... bash training/ablations.sh --smoke     # every step at its smallest: nothing is learned
 #
-# The first starts from random weights and is fair; the second, where hours are few, changes the trained mini, which
-# favours what that was trained with. OUT is the folder of everything it makes, out/ablations if not set. The same
-# command continues an interrupted run.
+# CHECKPOINT is what is changed, the one in this repository if not set: that favours what it was trained with, so that
+# the table shows what a change costs a model that must learn it anew. OUT is the folder of everything it makes,
+# out/ablations if not set. The same command continues an interrupted run. The table that it prints has the mean
+# difference to the control over objects, with its standard error.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-out/ablations}
+source training/launch.sh
 
-# A name, the options of the start, and those of the training
+if [ "${1:-}" = "--smoke" ]; then
+    train=(--steps 2 --batch_size $((2 * processes)) --micro_batch_size 2) score=(--steps 2 --limit 2)
+else  # 40,000 tiles
+    train=(--steps 625 --batch_size 64 --micro_batch_size $((64 / processes)) --mixed_precision "$precision") score=()
+fi
+
+# A name, and the options of `training.mini` that make the change
 run() {
     local folder=$out/$1
-    [ -d "$folder/start" ] || python -m training.mini $START --output "$folder/start" $2
-    python -m training.train --phase scratch --cache_latents --checkpoint "$folder/start" --data "$DATA" \
-        --validation "$VALIDATION" --output "$folder/run" --steps "$STEPS" --batch_size 16 --micro_batch_size 16 \
-        --learning_rate 1e-3 --warmup_steps 10 --ema_decay 0.99 --mixed_precision bf16 --report_to none \
-        --validation_steps 100000 $3
-    [ -f "$folder/results.json" ] || python -m evaluation.evaluate ${EVALUATE:-} --output "$folder" \
-        --checkpoint "$(ls -d "$folder"/run/checkpoint-* | sort -V | tail -1)"
+    shift
+    [ -d "$folder/start" ] || python -m training.mini --checkpoint "${CHECKPOINT:-.}" --output "$folder/start" "$@"
+    "${launch[@]}" -m training.train --phase scratch --cache_latents --checkpoint "$folder/start" --data "$DATA" \
+        --validation "$VALIDATION" --output "$folder/run" --ema_decay 0.99 --report_to none --validation_steps 1000000 \
+        --keep 1 "${train[@]}"
+    [ -f "$folder/results.json" ] || python -m evaluation.evaluate --checkpoint "$folder/run" --output "$folder" \
+        ${score[@]+"${score[@]}"}
 }
 
-mkdir -p "$out"
-run as-is "" ""
-run scaled-linear-schedule "--beta_schedule scaled_linear" ""
-run reference-blank "--without reference" ""
-run reference-1x "--reference_scale 1" ""
-run reference-10x "--reference_scale 10" ""
-run clip-blank "--without clip" ""
-run min-snr "" "--snr_gamma 5"
-python -m evaluation.compare "$out"/*/results.json
+run as-is
+run no-reference-attention --without reference
+run no-clip-mixer --without clip
+run scaled-linear-schedule --beta_schedule scaled_linear
+run reference-1x --reference_scale 1
+python -m evaluation.compare "$out"/*/results.json --control as-is

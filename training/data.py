@@ -23,6 +23,13 @@ MEMBERS = ("inputs.webp", "targets.webp", "json")
 MAX_CORRUPT = 100  # samples in a row
 
 
+def write_whole(path: Path, data: bytes):
+    """Writes a file that appears whole or not at all."""
+    fresh = path.with_name(path.name + ".partial")
+    fresh.write_bytes(data)
+    fresh.rename(path)
+
+
 def index_shards(folder: Path, passes: tuple[str, ...] = ()) -> list[dict]:
     """Where each object of a folder of shards lies, in order; reads the shards' headers only.
 

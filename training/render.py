@@ -45,7 +45,7 @@ from pipeline import CAMERAS
 
 from . import toys
 from .blender import hdri_paths, importer, render_object, silence_blender
-from .data import check_shards, index_shards, read_object
+from .data import check_shards, index_shards, read_object, write_whole
 
 
 def render_shard(items: list[dict], minutes: float, work) -> tuple[bytes, list[dict]]:
@@ -137,13 +137,6 @@ def objaverse_items(given: str) -> list[dict]:
         for uid in uids
         if uid in paths
     ]
-
-
-def write_whole(path: Path, data: bytes):
-    """Writes a file that appears whole or not at all."""
-    fresh = path.with_name(path.name + ".partial")
-    fresh.write_bytes(data)
-    fresh.rename(path)
 
 
 def write_manifest(output: Path):
