@@ -665,6 +665,267 @@ def penguin(toy):
     toy.ring(0.23, 0.06, at=(0, 0, h * 0.84), paint=toy.paint())
 
 
+def table(toy):
+    wood, top = toy.paint(WOOD), toy.paint()
+    d, w, h = toy.rng.uniform(0.6, 1.0), toy.rng.uniform(0.8, 1.3), toy.rng.uniform(0.5, 0.8)
+    toy.box((d, w, 0.1), at=(0, 0, h), paint=top)
+    if toy.rng.random() < 0.6:
+        for x in (-1, 1):
+            for y in (-1, 1):
+                toy.cone(0.04, 0.06, h, at=(x * d * 0.42, y * w * 0.42, h / 2), paint=wood)
+    else:
+        toy.cone(0.08, 0.08, h, at=(0, 0, h / 2), paint=wood)
+        toy.cone(0.35, 0.1, 0.1, at=(0, 0, 0.05), paint=wood)
+    toy.box((0.06, w * 0.4, 0.14), at=(d / 2 - 0.05, 0, h - 0.12), paint=toy.paint(), round=0.02)
+    r = toy.rng.uniform(0.08, 0.16)
+    y = toy.rng.uniform(-0.3, 0.3) * w
+    toy.lathe([(0.01, 0), (r, 0), (r * 0.6, 2 * r), (r * 0.9, 3 * r)], at=(0, y, h + 0.05), paint=toy.paint())
+    toy.ball(2.2 * r, at=(0, y, h + 0.05 + 3.6 * r), paint=toy.paint())
+
+
+def sofa(toy):
+    cloth, cushion, wood = toy.paint(), toy.paint(), toy.paint(WOOD)
+    d, w, back = toy.rng.uniform(0.6, 0.8), toy.rng.uniform(1.0, 1.6), toy.rng.uniform(0.35, 0.6)
+    toy.box((d, w, 0.3), at=(0, 0, 0.25), paint=cloth)
+    toy.box((0.2, w, back), at=(-d / 2 + 0.05, 0, 0.35 + back / 2), turn=(0, -0.15, 0), paint=cloth, round=0.1)
+    for side in (-1, 1):
+        toy.box((d, 0.18, 0.55), at=(0, side * w / 2, 0.35), paint=cloth, round=0.08)
+        toy.box((d * 0.75, w * 0.42, 0.14), at=(0.06, side * w * 0.22, 0.44), paint=cushion)
+        for x in (-1, 1):
+            toy.cone(0.04, 0.06, 0.15, at=(x * d * 0.4, side * w * 0.45, 0.05), paint=wood)
+    toy.ball((0.16, 0.34, 0.34), at=(-d * 0.12, toy.rng.uniform(-0.3, 0.3) * w, 0.62), paint=toy.paint())
+
+
+def drum(toy):
+    side, rim, skin = toy.paint(), toy.paint(), toy.paint((0.1, 0.1, 0.95))
+    r, h = toy.rng.uniform(0.35, 0.55), toy.rng.uniform(0.4, 0.8)
+    toy.cone(r, r, h, at=(0, 0, h / 2), paint=side)
+    for z in (0.04, h - 0.04):
+        toy.ring(r, 0.05, at=(0, 0, z), paint=rim)
+    toy.cone(r * 0.95, r * 0.95, 0.04, at=(0, 0, h), paint=skin)
+    for y, turn in ((-0.12, 0.3), (0.14, -0.2)):
+        toy.cone(0.025, 0.025, 0.8, at=(0.1, y, h + 0.07), turn=(0, HALF_PI - 0.1, turn), paint=toy.paint(WOOD))
+        toy.ball(0.12, at=(0.1 + 0.4 * math.cos(turn), y + 0.4 * math.sin(turn), h + 0.04), paint=rim)
+    toy.ball((0.08, 0.26, 0.26), at=(r * 0.97, 0, h / 2), paint=toy.paint())
+
+
+def umbrella(toy):
+    cloth, handle = toy.paint(), toy.paint()
+    r, h = toy.rng.uniform(0.5, 0.75), toy.rng.uniform(0.9, 1.2)
+    low = h - toy.rng.uniform(0.25, 0.4)
+    toy.lathe(
+        [(0.01, h), (r * 0.55, h - 0.08), (r, low), (r * 0.96, low), (r * 0.5, h - 0.12), (0.01, h - 0.05)],
+        paint=cloth,
+    )
+    toy.cone(0.025, 0.025, h + 0.1, at=(0, 0, h / 2 + 0.05), paint=toy.paint((0, 0, 0.6)))
+    toy.ring(0.1, 0.035, at=(0.1, 0, 0), turn=(-HALF_PI, 0, 0), paint=handle, arc=math.pi)
+    toy.ball(0.08, at=(0, 0, h + 0.08), paint=handle)
+
+
+def lighthouse(toy):
+    wall, rock, roof = toy.paint(pattern=toy.rng.choice(("stripes", "plain"))), toy.paint(), toy.paint()
+    h, r = toy.rng.uniform(0.9, 1.3), toy.rng.uniform(0.22, 0.32)
+    toy.ball((1.1, 0.9, 0.35), at=(-0.1, 0, 0), paint=rock)
+    toy.cone(r, r * 0.65, h, at=(0, 0, 0.1 + h / 2), paint=wall)
+    toy.cone(r * 1.05, r * 1.05, 0.06, at=(0, 0, h + 0.12), paint=roof)
+    toy.cone(r * 0.5, r * 0.5, 0.22, at=(0, 0, h + 0.25), paint=toy.paint((0.14, 0.5, 1)))
+    toy.cone(r * 0.75, 0, 0.22, at=(0, 0, h + 0.46), paint=roof)
+    toy.box((0.1, 0.16, 0.3), at=(r * 0.93, 0, 0.3), paint=toy.paint(WOOD), round=0.02)
+    for k in (0.5, 0.75):
+        toy.ball((0.06, 0.1, 0.1), at=(r * (1 - 0.35 * k), 0, 0.1 + h * k), paint=toy.paint((0.55, 0.3, 0.9)))
+    toy.box((0.3, 0.35, 0.25), at=(-0.3, toy.rng.choice((-0.2, 0.2)), 0.25), paint=toy.paint())
+
+
+def cake(toy):
+    r, tiers = toy.rng.uniform(0.45, 0.6), toy.rng.randint(1, 3)
+    toy.cone(r * 1.2, r * 1.25, 0.05, at=(0, 0, 0), paint=toy.paint((0, 0, 0.9)))
+    z = 0.02
+    for k in range(tiers):
+        h, width = toy.rng.uniform(0.25, 0.35), r * (1 - 0.28 * k)
+        toy.cone(width, width, h, at=(0, 0, z + h / 2), paint=toy.paint())
+        toy.ring(width, 0.05, at=(0, 0, z + h), paint=toy.paint())
+        z += h
+    for k in range(toy.rng.randint(1, 5)):
+        a, q = 2.4 * k, 0.12 * math.sqrt(k) * 1.3
+        at = (q * math.cos(a), q * math.sin(a), z)
+        toy.cone(0.03, 0.03, 0.3, at=(at[0], at[1], z + 0.15), paint=toy.paint())
+        toy.ball((0.06, 0.06, 0.1), at=(at[0], at[1], z + 0.34), paint=toy.paint((0.12, 0.8, 1)))
+    toy.ball(0.16, at=(r, 0, 0.14), paint=toy.paint((0.98, 0.95, 0.85)))
+
+
+def turtle(toy):
+    shell, skin, rim = toy.paint(), toy.paint(), toy.paint()
+    n, h = toy.rng.uniform(0.8, 1.1), toy.rng.uniform(0.45, 0.7)
+    toy.ball((n, 0.8, h), at=(0, 0, 0.25), paint=shell)
+    toy.ball((n * 1.12, 0.92, 0.16), at=(0, 0, 0.2), paint=rim)
+    head = toy.rng.uniform(0.3, 0.5)
+    toy.cone(0.1, 0.1, 0.4, at=(n * 0.5, 0, (0.2 + head) / 2), turn=(0, 0.9, 0), paint=skin)
+    toy.ball((0.32, 0.28, 0.26), at=(n * 0.62, 0, head), paint=skin)
+    toy.eyes(n * 0.62 + 0.1, 0.09, head + 0.06, 0.07)
+    for x in (-1, 1):
+        for side in (-1, 1):
+            toy.ball((0.3, 0.2, 0.16), at=(x * n * 0.38, side * 0.42, 0.08), turn=(0, 0, x * side * 0.5), paint=skin)
+    toy.cone(0.06, 0, 0.25, at=(-n * 0.6, 0, 0.15), turn=(0, -HALF_PI, 0), paint=skin)
+
+
+def snail(toy):
+    shell, body, swirl = toy.paint(), toy.paint(), toy.paint()
+    r = toy.rng.uniform(0.32, 0.45)
+    toy.ball((1.3, 0.3, 0.22), at=(0.05, 0, 0.1), paint=body)
+    toy.ball((2 * r, 0.42, 2 * r), at=(-0.12, 0, 0.1 + r), paint=shell)
+    for k in (0.8, 0.5, 0.22):
+        toy.ring(r * k, 0.045, at=(-0.12, 0, 0.1 + r), turn=(HALF_PI, 0, 0), paint=swirl)
+        for side in (-1, 1):
+            toy.ring(r * k, 0.04, at=(-0.12, side * 0.19 * (1.1 - k), 0.1 + r), turn=(HALF_PI, 0, 0), paint=swirl)
+    head = toy.rng.uniform(0.35, 0.55)
+    toy.cone(0.13, 0.1, head, at=(0.55, 0, head / 2), turn=(0, 0.15, 0), paint=body)
+    toy.ball(0.27, at=(0.6, 0, head), paint=body)
+    for side in (-1, 1):
+        toy.cone(0.02, 0.02, 0.25, at=(0.63, side * 0.08, head + 0.2), turn=(-side * 0.3, 0.2, 0), paint=body)
+        toy.ball(0.09, at=(0.66, side * 0.12, head + 0.33), paint=toy.paint((0, 0, 0.04)))
+
+
+def elephant(toy):
+    skin, inner, rug = toy.paint(), toy.paint(), toy.paint()
+    n, leg = toy.rng.uniform(0.8, 1.0), toy.rng.uniform(0.3, 0.45)
+    toy.ball((n, 0.66, 0.64), at=(0, 0, leg + 0.2), paint=skin)
+    toy.ball((n * 0.5, 0.69, 0.5), at=(-0.05, 0, leg + 0.29), paint=rug)
+    for x in (-1, 1):
+        for side in (-1, 1):
+            toy.cone(0.12, 0.12, leg + 0.1, at=(x * n * 0.3, side * 0.2, leg / 2), paint=skin)
+    x, z = n * 0.52, leg + 0.42
+    toy.ball((0.48, 0.46, 0.5), at=(x, 0, z), paint=skin)
+    lift = toy.rng.uniform(-0.2, 0.7)
+    toy.cone(0.1, 0.08, 0.4, at=(x + 0.28, 0, z - 0.2), turn=(0, -0.3, 0), paint=skin)
+    toy.cone(0.08, 0.06, 0.3, at=(x + 0.34, 0, z - 0.44 + 0.1 * lift), turn=(0, -0.3 - lift, 0), paint=skin)
+    toy.eyes(x + 0.2, 0.15, z + 0.08, 0.07)
+    for side in (-1, 1):
+        toy.ball((0.12, 0.42, 0.5), at=(x - 0.1, side * 0.36, z + 0.04), turn=(0, 0, side * 0.4), paint=skin)
+        toy.ball((0.12, 0.3, 0.36), at=(x - 0.06, side * 0.37, z + 0.04), turn=(0, 0, side * 0.4), paint=inner)
+        toy.cone(0.045, 0, 0.3, at=(x + 0.3, side * 0.14, z - 0.16), turn=(0, 1.9, 0), paint=toy.paint((0, 0, 0.97)))
+    toy.cone(0.03, 0.02, 0.4, at=(-n * 0.52, 0, leg + 0.15), turn=(0, 0.3, 0), paint=skin)
+
+
+def submarine(toy):
+    hull, tower, glass = toy.paint(), toy.paint(), toy.paint((0.55, 0.35, 0.9))
+    n, r = toy.rng.uniform(1.1, 1.5), toy.rng.uniform(0.24, 0.34)
+    toy.ball((n, 2 * r, 2 * r), paint=hull)
+    toy.box((0.4, r * 0.9, 0.3), at=(0.05, 0, r + 0.08), paint=tower, top=0.8)
+    toy.cone(0.03, 0.03, 0.35, at=(0.1, 0, r + 0.35), paint=tower)
+    toy.box((0.16, 0.06, 0.06), at=(0.16, 0, r + 0.52), paint=tower, round=0.02)
+    for k in (-0.25, 0.05, 0.33):
+        for side in (-1, 1):
+            y = r * math.sqrt(max(0.05, 1 - (2 * k) ** 2 * 0.9))
+            toy.ball((0.17, 0.1, 0.17), at=(k * n, side * y * 0.95, 0.04), paint=glass)
+    toy.ball((0.2, 0.28, 0.28), at=(n * 0.44, 0, 0), paint=glass)
+    toy.box((0.2, 4 * r * 0.7, 0.05), at=(-n * 0.4, 0, 0), paint=tower)
+    toy.box((0.2, 0.05, 4 * r * 0.6), at=(-n * 0.4, 0, 0), paint=tower)
+    toy.cone(0.16, 0.16, 0.05, at=(-n * 0.52, 0, 0), turn=(0, HALF_PI, 0), paint=toy.paint())
+
+
+def piano(toy):
+    case, white, dark = toy.paint(), toy.paint((0, 0, 0.97)), toy.paint((0, 0, 0.04))
+    w, h, d = toy.rng.uniform(0.9, 1.2), toy.rng.uniform(0.7, 1.0), toy.rng.uniform(0.25, 0.4)
+    toy.box((d, w, h), at=(-d / 2, 0, h / 2), paint=case)
+    toy.box((0.32, w, 0.12), at=(0.1, 0, h * 0.5), paint=case)
+    toy.box((0.24, w * 0.88, 0.04), at=(0.12, 0, h * 0.5 + 0.07), paint=white, round=0)
+    for k in range(7):
+        toy.box((0.14, w * 0.05, 0.05), at=(0.06, w * (k - 3) * 0.115, h * 0.5 + 0.1), paint=dark, round=0)
+    for side in (-1, 1):
+        toy.cone(0.05, 0.05, h * 0.5, at=(0.18, side * w * 0.42, h * 0.25), paint=case)
+    toy.box((0.04, w * 0.4, 0.22), at=(0.02, 0, h * 0.8), turn=(0, -0.3, 0), paint=toy.paint((0.1, 0.1, 1)), round=0)
+    toy.cone(0.16, 0.2, 0.08, at=(0.55, 0, h * 0.4), paint=toy.paint())
+    toy.cone(0.05, 0.05, h * 0.4, at=(0.55, 0, h * 0.2), paint=dark)
+    toy.ball(0.2, at=(-d / 2, toy.rng.uniform(-0.4, 0.4) * w, h + 0.06), paint=toy.paint())
+
+
+def tent(toy):
+    cloth, flap, pole = toy.paint(), toy.paint(), toy.paint(WOOD)
+    n, w, h = toy.rng.uniform(0.8, 1.3), toy.rng.uniform(0.5, 0.7), toy.rng.uniform(0.6, 0.9)
+    toy.prism([(-w, 0), (w, 0), (0, h)], n, paint=cloth)
+    toy.prism([(-w * 0.35, 0), (w * 0.35, 0), (0, h * 0.8)], 0.06, at=(n / 2, 0, 0), paint=flap)
+    for end in (-1, 1):
+        toy.cone(0.03, 0.03, h * 1.15, at=(end * n / 2, 0, h * 0.57), paint=pole)
+        toy.ball(0.09, at=(end * n / 2, 0, h * 1.16), paint=toy.paint())
+    toy.box((1.2 * n, 2.3 * w, 0.04), at=(0, 0, -0.02), paint=toy.paint(), round=0)
+    toy.ball(0.2, at=(n * 0.55, w * toy.rng.uniform(-0.8, 0.8), 0.08), paint=toy.paint())
+
+
+def tractor(toy):
+    body, cabin, tyre = toy.paint(), toy.paint(), toy.paint((0, 0, 0.06))
+    n, big = toy.rng.uniform(0.6, 0.9), toy.rng.uniform(0.3, 0.42)
+    toy.box((n, 0.4, 0.32), at=(n * 0.35, 0, big + 0.1), paint=body)
+    toy.box((0.45, 0.55, 0.5), at=(-n * 0.3, 0, big + 0.3), paint=cabin)
+    toy.box((0.55, 0.65, 0.07), at=(-n * 0.3, 0, big + 0.58), paint=body)
+    toy.box((0.05, 0.4, 0.26), at=(-n * 0.3 + 0.22, 0, big + 0.38), paint=toy.paint((0.55, 0.3, 0.9)))
+    toy.cone(0.04, 0.04, 0.4, at=(n * 0.5, 0.1, big + 0.4), paint=tyre)
+    toy.eyes(n * 0.85, 0.14, big + 0.12, 0.1, toy.paint((0.14, 0.5, 1)))
+    hub = toy.paint()
+    for r, x, width in ((big, -n * 0.3, 0.2), (big * 0.55, n * 0.65, 0.14)):
+        for side in (-1, 1):
+            at = (x, side * 0.36, r)
+            toy.cone(r, r, width, at=at, turn=(HALF_PI, 0, 0), paint=tyre)
+            toy.cone(r * 0.5, r * 0.5, width * 1.2, at=at, turn=(HALF_PI, 0, 0), paint=hub)
+
+
+def trophy(toy):
+    metal, foot = toy.paint((toy.rng.choice((0.12, 0.6)), toy.rng.uniform(0.1, 0.9), 0.9)), toy.paint()
+    r, h = toy.rng.uniform(0.3, 0.45), toy.rng.uniform(0.5, 0.7)
+    toy.box((0.5, 0.5, 0.2), at=(0, 0, 0.1), paint=foot, top=0.85)
+    toy.box((0.04, 0.3, 0.12), at=(0.24, 0, 0.1), paint=toy.paint(), round=0.01)
+    toy.lathe(
+        [(0.2, 0.2), (0.06, 0.3), (0.06, 0.45), (r * 0.7, 0.55), (r, 0.45 + h), (r * 0.9, 0.45 + h), (0.02, 0.6)],
+        paint=metal,
+    )
+    for side in (-1, 1):
+        toy.ring(h * 0.3, 0.04, at=(0, side * r, 0.5 + h * 0.55), turn=(HALF_PI, 0, HALF_PI), paint=metal)
+    toy.ball((0.08, 0.26, 0.26), at=(r * 0.85, 0, 0.45 + h * 0.6), paint=toy.paint())
+
+
+def cat(toy):
+    coat, chest, inner = toy.paint(), toy.paint(), toy.paint()
+    h = toy.rng.uniform(0.55, 0.8)
+    toy.ball((0.62, 0.5, h), at=(-0.05, 0, h / 2), paint=coat)
+    toy.ball((0.3, 0.34, h * 0.7), at=(0.14, 0, h * 0.5), paint=chest)
+    z = h + 0.12
+    toy.ball((0.46, 0.5, 0.42), at=(0.12, 0, z), paint=coat)
+    toy.eyes(0.31, 0.11, z + 0.05, 0.09, toy.paint((toy.rng.uniform(0.12, 0.5), 0.8, 0.8)))
+    toy.ball(0.07, at=(0.35, 0, z - 0.03), paint=toy.paint((0.97, 0.5, 0.9)))
+    for side in (-1, 1):
+        toy.cone(0.12, 0, 0.26, at=(0.1, side * 0.16, z + 0.24), turn=(-side * 0.25, 0, 0), paint=coat)
+        toy.cone(0.06, 0, 0.18, at=(0.15, side * 0.16, z + 0.22), turn=(-side * 0.25, 0, 0), paint=inner)
+        toy.cone(0.08, 0.09, h * 0.6, at=(0.24, side * 0.11, h * 0.28), paint=coat)
+        toy.ball((0.24, 0.15, 0.12), at=(0.28, side * 0.12, 0.05), paint=chest)
+        toy.ball((0.4, 0.2, 0.3), at=(-0.05, side * 0.24, 0.14), paint=coat)
+    bend = toy.rng.uniform(-0.6, 0.6)
+    toy.cone(0.06, 0.05, 0.6, at=(-0.42, 0, 0.4), turn=(bend, -0.4, 0), paint=coat)
+
+
+def blocks(toy):
+    """Solids of all sorts beside and on top of each other: no kind of thing, but every kind of shape."""
+    z = 0.0
+    for _ in range(toy.rng.randint(2, 4)):
+        h = toy.rng.uniform(0.2, 0.5)
+        for y in toy.rng.choice(((0,), (-0.3, 0.3), (-0.25, 0.25), (0,))):
+            x, paint = toy.rng.uniform(-0.15, 0.15), toy.paint()
+            w, d = toy.rng.uniform(0.3, 0.6), toy.rng.uniform(0.3, 0.6)
+            at, turn = (x, y, z + h / 2), (0, 0, toy.rng.uniform(0, math.pi))
+            shape = toy.rng.choice(("box", "ball", "cylinder", "cone", "ring", "wedge"))
+            if shape == "box":
+                toy.box((d, w, h), at=at, turn=turn, paint=paint, top=toy.rng.choice((1, 1, 0.6)))
+            elif shape == "ball":
+                toy.ball((d, w, h), at=at, turn=turn, paint=paint)
+            elif shape == "cylinder":
+                toy.cone(w / 2, w / 2, h, at=at, paint=paint, sides=toy.rng.choice((28, 6)))
+            elif shape == "cone":
+                toy.cone(w / 2, toy.rng.choice((0, w / 4)), h, at=at, paint=paint, sides=toy.rng.choice((28, 4)))
+            elif shape == "ring":
+                toy.ring(w * 0.4, min(w * 0.15, h / 2), at=at, turn=(toy.rng.choice((0, HALF_PI)), 0, 0), paint=paint)
+            else:
+                toy.prism([(-w / 2, 0), (w / 2, 0), (0, h)], d, at=(x, y, z), turn=turn, paint=paint)
+        z += h
+
+
 def teapot(toy):
     body, trim = toy.paint(), toy.paint()
     r = toy.rng.uniform(0.4, 0.5)
@@ -705,7 +966,8 @@ KINDS = {
     for kind in (mug, chair, house, rocket, snowman, mushroom, car, truck, train, tree, robot, duck, fish, bird,
     airplane,
                  boat, lamp, guitar, bottle, castle, camera, dog, cactus, ladybird, teddy, helicopter, clock,
-                 television, icecream, penguin)
+                 television, icecream, penguin, table, sofa, drum, umbrella, lighthouse, cake, turtle, snail, elephant,
+                 submarine, piano, tent, tractor, trophy, cat, blocks)
 }  # fmt: skip
 UNSEEN_KINDS = {kind.__name__: kind for kind in (teapot, windmill, bed)}
 
