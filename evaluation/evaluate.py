@@ -207,9 +207,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--batch_size", type=int, default=8)
     o = parser.parse_args(argv)
     if o.predictions and (o.controlnet or o.normals):
-        parser.error(
-            "`--predictions` are views that are there: a ControlNet changes nothing about them, leave it out."
-        )
+        name = "--controlnet" if o.controlnet else "--normals"
+        parser.error(f"`{name}` changes nothing about the pictures of `--predictions`: leave one of them out.")
     if o.check and not (o.checkpoint or o.predictions):
         o.controlnet = o.controlnet or loading.ROOT / "controlnet"
         o.normals = o.normals or loading.ROOT / "controlnet_normals"

@@ -225,6 +225,12 @@ def test_bars(capsys):
     assert not passed and "| mask IoU, mattes of the true views | at least 0.95 | - | not measured |" in lines[3]
 
 
+def test_a_controlnet_of_predictions_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["--predictions", str(tmp_path), "--normals", "controlnet_normals"])
+    assert "`--normals` changes nothing about the pictures of `--predictions`" in capsys.readouterr().err
+
+
 def test_names_with_a_dash_are_no_toys():
     assert [heldout.group_of(name) for name in ("car-7", "bed-0", "toy-car", "car-red", "lamp_glb", "shoe-3")] == [
         "trained kinds, new seeds",
