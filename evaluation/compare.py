@@ -48,8 +48,13 @@ def main(argv: list[str] | None = None):
         if not options.control:
             print(markdown(group, {name: table[OURS] for name, table in found.items()}))
             continue
-        control = found.pop(options.control)["objects"]
-        both = {name: differences(table["objects"], control) for name, table in found.items()}
+        try:
+            control = found.pop(options.control)["objects"]
+            both = {name: differences(table["objects"], control) for name, table in found.items()}
+        except KeyError as error:
+            raise SystemExit(f"`--control` needs {error} of {group} in each results.json: evaluate again.") from error
+        except ValueError as error:
+            raise SystemExit(f"`--control` {options.control}: {error} Score the same objects.") from error
         means, errors = ({name: pair[i] for name, pair in both.items()} for i in (0, 1))
         print(markdown(f"{group} ({len(control)}), less {options.control}", means, errors, mark=2))
 
