@@ -4,6 +4,7 @@
     python -m evaluation.evaluate --checkpoint sudo-ai/zero123plus-v1.2 --clip openai/clip-vit-large-patch14
     python -m evaluation.evaluate --controlnet controlnet --condition depth --normals controlnet_normals
     python -m evaluation.evaluate --predictions DIR
+    python -m evaluation.evaluate --save_tiles DIR
     python -m evaluation.evaluate --check
 
 Protocol: one input view an object, `--samples` samples of it (seed: place in the list + 1000 x sample), views of the
@@ -13,10 +14,11 @@ as the paper does; "view" is the mean over single views. The mask is the object'
 is relative to the truth's; consistency is `metrics.hull_consistency`, which needs no truth; "one step" is the PSNR of
 the tile predicted in one step from t = 999. A ControlNet has a row of its own, in which it sees the true depth or
 normals. `--normals` names a ControlNet that makes normals of views, of which `zero123plus.mattes` makes mattes: a row
-has the mask IoU of the mattes of the true views. The standard error of the mean over objects is behind each mean.
-Writes `results.json` (with the scores of each object), `results.md` and `views.webp` (rows of input, generated and
-true views). `--check` exits with 1 where a bar of `evaluation.bars` is missed; without `--checkpoint` it measures the
-ControlNets of this repository too.
+has the mask IoU of the mattes of the true views. `--save_tiles` generates alone, on a machine with a GPU and without
+the packages that score, and `--predictions` scores these tiles elsewhere. The standard error of the mean over objects
+is behind each mean. Writes `results.json` (with the scores of each object), `results.md` and `views.webp` (rows of
+input, generated and true views). `--check` exits with 1 where a bar of `evaluation.bars` is missed; without
+`--checkpoint` it measures the ControlNets of this repository too.
 """
 
 import argparse
@@ -196,6 +198,9 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--condition", default="depth", choices=SHOWN, help="what the ControlNet sees")
     add("--normals", help="folder or Hub name of a ControlNet that makes normals, to score mattes")
     add("--predictions", type=Path, help="folder of tiles of any system, scored in place of a checkpoint")
+    add(
+        "--save_tiles", type=Path, help="new folder, into which the tiles are written as NAME.png without scoring them"
+    )
     add("--heldout", type=Path, default=FOLDER, help="objects, of evaluation.heldout")
     add("--output", type=Path, default=Path("out/evaluation"), help="folder of the results, which are replaced")
     add("--steps", type=int, help="denoising steps; the checkpoint's if missing")
@@ -209,6 +214,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     if o.predictions and (o.controlnet or o.normals):
         name = "--controlnet" if o.controlnet else "--normals"
         parser.error(f"`{name}` changes nothing about the pictures of `--predictions`: leave one of them out.")
+    if o.predictions and o.save_tiles:
+        parser.error("`--save_tiles` makes tiles, and `--predictions` scores tiles that are there: leave one out.")
     if o.check and not (o.checkpoint or o.predictions):
         o.controlnet = o.controlnet or loading.ROOT / "controlnet"
         o.normals = o.normals or loading.ROOT / "controlnet_normals"
@@ -278,10 +285,33 @@ def measure_checkpoint(
     return tiles, steps, mattes
 
 
+def save_tiles(o: argparse.Namespace, objects: list[Path]):
+    """Generates tiles into a folder that appears whole.
+
+    Raises:
+        ValueError: if the folder exists.
+    """
+    if o.save_tiles.exists():
+        raise ValueError(f"`--save_tiles` {o.save_tiles} exists: choose a new folder.")
+    pipe = loading.load_from_options(o, "float32")
+    pipe.set_progress_bar_config(disable=True)
+    if o.controlnet:
+        loading.load_controlnet(pipe, o.controlnet)
+    tiles = generate(pipe, objects, pipe.default_size, o, o.condition if o.controlnet else None)[0]
+    partial = o.save_tiles.with_name(o.save_tiles.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    for path, tile in zip(objects, tiles):
+        Image.fromarray(np.round(tile * 255).astype(np.uint8)).save(partial / f"{path.name}.png")
+    partial.rename(o.save_tiles)
+
+
 def evaluate(o: argparse.Namespace) -> bool:
     """Scores as the options say, and returns whether all bars are met."""
     groups, cameras = find_objects(o), cameras_of(o.heldout)
     everything = [path for members in groups.values() for path in members]
+    if o.save_tiles:
+        save_tiles(o, everything)
+        return True
     truths = np.stack([read(path / "views.webp") for path in everything])
     masks = np.stack([np.asarray(Image.open(path / "views.webp"))[..., 3] > 127 for path in everything])
     size = truths.shape[1:3]

@@ -17,7 +17,16 @@ import numpy as np
 from PIL import Image
 
 from pipeline import CAMERAS, Cameras
-from training.data import AZIMUTHS, CONDITIONS, TileDataset, index_shards, on_grey, read_object, select_views
+from training.data import (
+    AZIMUTHS,
+    CONDITIONS,
+    TileDataset,
+    index_shards,
+    on_grey,
+    read_object,
+    select_views,
+    show_targets,
+)
 from zero123plus.pictures import to_tile
 
 logger = logging.getLogger(__name__)
@@ -91,7 +100,7 @@ def main(argv: list[str] | None = None):
         Image.fromarray(image).save(folder / "input.webp", lossless=True)
         Image.fromarray(to_tile(views)).save(folder / "views.webp", lossless=True)
         for name in SHOWN:
-            shown = to_tile(CONDITIONS[name].sees(item, 0, False))
+            shown = to_tile(show_targets(item, CONDITIONS[name].sees, 0, False))
             Image.fromarray(shown).save(folder / f"{name}.webp", lossless=True)
         # |a - b|^2 less |a|^2, which is the same for all
         nearest = int(np.argmin(lengths - 2 * thumbnails @ thumbnail(image)))

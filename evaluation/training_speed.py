@@ -61,7 +61,7 @@ def measure(checkpoint: str, data: Path, batch_size: int, precision: str, steps:
 
     Args:
         checkpoint: to train, in phase "scratch".
-        data: folder of shards, of which the first is used; its samples are encoded before the timing.
+        data: folder of shards, of which the first is used.
         batch_size: tiles a step.
         precision: of `--mixed_precision`.
         steps: timed in each round.
@@ -73,20 +73,19 @@ def measure(checkpoint: str, data: Path, batch_size: int, precision: str, steps:
         shard = min(data.glob("shard-*.tar"))
         (folder / "data" / shard.name).symlink_to(shard.resolve())
         dataset = TileDataset(folder / "data")
-        epoch = -(-len(dataset) // batch_size)  # the steps in which each sample is encoded
 
         def options(stop: int):
             given = {"checkpoint": checkpoint, "data": folder / "data", "output": folder / "run", "steps": stop}
             given |= {"batch_size": batch_size, "micro_batch_size": batch_size, "mixed_precision": precision}
             given |= {"phase": "scratch", "report_to": "none", "save_minutes": 1e6, "decay_steps": 0, "keep": 1}
             pairs = [part for name, value in given.items() for part in (f"--{name}", str(value))]
-            return train.parse_options([*pairs, "--cache_latents"])
+            return train.parse_options([*pairs, "--in_memory"])
 
         bare = BareStep(options(1), [dataset[i % len(dataset)] for i in range(batch_size)])
         bare()
         times, speeds = [], []
         for i in range(rounds):
-            stop = epoch + (steps + 1) * (i + 1)
+            stop = (steps + 1) * (i + 1)
             train.train(options(stop))
             log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
             speeds += [line["tiles_per_second"] for line in log[-steps:]]

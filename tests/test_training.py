@@ -1,11 +1,11 @@
 """The recipe at toy size: data, losses, what trains, resuming."""
 
 import io
+import itertools
 import json
 import os
 import subprocess
 import sys
-import tarfile
 import time
 
 import numpy as np
@@ -17,15 +17,15 @@ from conftest import assert_differ
 from diffusers import ControlNetModel, DDIMScheduler, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import is_bitsandbytes_available
 from PIL import Image
-from transformers import CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from evaluation import training_speed
-from pipeline import Zero123PlusPipeline, scale_latents
+from pipeline import Zero123PlusPipeline, preprocess, scale_latents
 from training import checkpoints, loss, mini, publish, train, train_controlnet, train_vae
 from training.data import (
-    ObjectSamples,
     Stream,
     TileDataset,
+    TilesInMemory,
     ViewDataset,
     index_shards,
     load_objects,
@@ -163,7 +163,10 @@ def test_the_closed_form_encoder_is_one_convolution(pipe):
     vae = train_vae.AutoencoderKL(**train_vae.CONFIG)
     train_vae.initialise_encoder(vae, pixels, torch.ones(24, 1, 64, 96))
     with torch.no_grad():
-        (mean, _), posterior = loss.encoder_matrix(vae)(pixels).chunk(2, 1), vae.encode(pixels).latent_dist
+        (mean, _), posterior = (
+            loss.encode_blocks(pixels, *loss.encoder_matrix(vae)).chunk(2, 1),
+            vae.encode(pixels).latent_dist,
+        )
     assert ((mean - posterior.mean) / posterior.std).square().mean().sqrt() < 0.1
     assert loss.encoder_matrix(pipe.vae) is None  # an encoder of another kind
 
@@ -245,7 +248,7 @@ def losses(folder):
 
 def test_training_saves_what_it_trained(arguments, pipe, tmp_path):
     schedule = ["--lr_scheduler", "cosine", "--warmup_steps", "1", "--learning_rate", "0.001"]
-    train.main(arguments("run", 2, *schedule, "--ema_decay", "0.5", "--validation_steps", "2", "--cache_latents"))
+    train.main(arguments("run", 2, *schedule, "--ema_decay", "0.5", "--validation_steps", "2", "--in_memory"))
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert {"psnr_t999_with", "psnr_t999_without"} <= set(log[1])
     assert [record["lr"] for record in log] == pytest.approx([0.001, 0])  # of the next step: the peak, then 0
@@ -261,20 +264,25 @@ def test_training_saves_what_it_trained(arguments, pipe, tmp_path):
     assert changed == {"unet", "vision_encoder"}
 
 
-def test_cached_latents_of_training_and_validation_are_apart(arguments, shards, tmp_path):
-    """Validation on other objects gives the same loss with the cache of the training objects as without it."""
-    (tmp_path / "heldout").mkdir()
-    with tarfile.open(shards / "shard-00000.tar") as archive:
-        names = [name for name in archive.getnames() if not name.startswith("a.")]
-        with tarfile.open(tmp_path / "heldout" / "shard-00000.tar", "w") as other:
-            for name in names:
-                other.addfile(archive.getmember(name), archive.extractfile(name))
-    options = ["--validation", tmp_path / "heldout", "--validation_steps", 2]
-    for name, more in (("cached", ["--cache_latents"]), ("plain", [])):
-        train.main(arguments(name, 2, *options, *more))
-    lines = [json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1]) for name in ("cached", "plain")]
-    assert lines[0]["validation_loss"] == pytest.approx(lines[1]["validation_loss"], abs=2e-3)
-    assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], abs=2e-3)
+def test_a_run_in_memory_has_the_losses_of_one_that_reads(arguments, tmp_path):
+    for name, more in (("memory", ["--in_memory"]), ("files", [])):
+        train.main(arguments(name, 2, "--validation_steps", 2, *more))
+    assert losses(tmp_path / "memory") == pytest.approx(losses(tmp_path / "files"), abs=2e-3)
+
+
+def test_a_timed_rate_falls_to_zero_when_the_time_is_over(arguments, tmp_path):
+    """It stands still for the first half of the time, and the weights before its fall are kept."""
+    schedule = ["--lr_scheduler", "timed", "--decay_steps", 500, "--warmup_steps", 0, "--minutes", 0.1, "--keep", 1]
+    train.main(arguments("run", 1000, *schedule, "--learning_rate", 1e-3, "--in_memory"))
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert rates[0] == 1e-3 and rates == sorted(rates, reverse=True) and rates[-1] < 2e-4
+    first, last = loading.checkpoints(tmp_path / "run")
+    assert rates[int(first.name[11:]) - 2] == 1e-3 and int(last.name[11:]) == len(rates)
+
+
+def test_a_timed_rate_needs_a_time(arguments):
+    with pytest.raises(SystemExit, match="`--minutes` is inf and there are 1 processes: take 'decay'"):
+        train.main(arguments("run", 1, "--lr_scheduler", "timed"))
 
 
 def test_validation_tiles_use_the_trained_ramp(pipe, shards):
@@ -317,21 +325,67 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(arguments, tmp_path, monk
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-3)
 
 
-def test_objects_are_decoded_once_and_bad_ones_left_out(shards, monkeypatch):
-    dataset, read = TileDataset(shards), []
+@pytest.mark.parametrize("condition", (None, "depth", "normals", "rgb"))
+def test_tiles_in_memory_are_those_of_the_data_set(shards, condition):
+    """Every sample of every object, plain and mirrored, with what a ControlNet sees."""
+    dataset = TileDataset(shards, condition=condition)
+    memory, samples = TilesInMemory(dataset, "cpu"), [dataset[i] for i in range(len(dataset))]
+    batch = memory.batch([{"index": i, "seed": i} for i in range(len(memory))])
+    images = torch.stack([torch.from_numpy(np.array(sample["image"])) for sample in samples]).permute(0, 3, 1, 2)
+    torch.testing.assert_close(batch["image"], images / 127.5 - 1)
+    for name in ("tile", "control") if condition else ("tile",):
+        torch.testing.assert_close(batch[name], torch.stack([sample[name] for sample in samples]))
+    assert batch["seed"] == list(range(len(memory)))
 
-    def read_once(entry):
-        read.append(entry)
+
+def test_permuted_colours_are_one_permutation_a_sample(shards):
+    dataset = TileDataset(shards, condition="rgb")
+    plain, permuted = TilesInMemory(dataset, "cpu"), TilesInMemory(dataset, "cpu", permute_colours=True)
+    samples = [{"index": 3, "seed": 5}] * 40
+    before, after = plain.batch(samples), permuted.batch(samples)
+    assert torch.equal(before["tile"], after["tile"])  # normals are no colours
+    seen = set()
+    for image, control in zip(after["image"], after["control"]):
+        orders = [
+            order
+            for order in itertools.permutations(range(3))
+            if torch.equal(before["image"][0][list(order)], image)
+            and torch.equal(before["control"][0][list(order)], control)
+        ]
+        assert len(orders) == 1
+        seen |= set(orders)
+    assert len(seen) == 6
+
+
+def test_objects_that_cannot_be_read_are_not_held(shards, caplog, monkeypatch):
+    dataset = TileDataset(shards)
+    expected = dataset[19]["tile"]
+
+    def read(entry):
         if entry is dataset.entries[0]:
-            raise ValueError("damaged")
+            raise ValueError("A sample cannot be read.")
         return read_object(entry)
 
-    monkeypatch.setattr("training.data.read_object", read_once)
-    dataset.latents = {12, 13}  # the first two of the second object are there
-    left = ObjectSamples(dataset)
-    assert [[sample["index"] for sample in samples] for samples in (left[0], left[1])] == [[], list(range(14, 24))]
-    assert len(left) == len(read) == 2
-    assert ObjectSamples(dataset, (1, 2)).places == [1]
+    monkeypatch.setattr("training.data.read_object", read)
+    memory = TilesInMemory(dataset, "cpu")
+    assert len(memory) == 12 and "Skipped: A sample cannot be read." in caplog.text
+    torch.testing.assert_close(memory.batch([{"index": 7, "seed": 0}])["tile"][0], expected)
+
+
+@pytest.mark.parametrize("resample, size", ((2, 64), (2, 20), (3, 64), (3, 20), (4, 20)))
+def test_a_batch_is_preprocessed_as_pictures_are(pipe, resample, size):
+    """Bilinear and bicubic up and down, box filtering down by a whole factor; but for the rounding to whole levels."""
+    smooth = torch.nn.functional.interpolate(torch.rand(2, 3, 6, 6), size=(40, 40), mode="bilinear")
+    pixels = (smooth * 255).round()
+    pictures = [Image.fromarray(picture.permute(1, 2, 0).byte().numpy()) for picture in pixels]
+    extractor = CLIPImageProcessor.from_dict(pipe.feature_extractor_vae.to_dict())
+    extractor.size, extractor.crop_size = {"shortest_edge": size}, {"height": size, "width": size}
+    extractor.resample = resample
+    ours, expected = loss.preprocess_batch(extractor, pixels / 127.5 - 1), preprocess(extractor, pictures)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1.5 / 255 / 0.8)
+    extractor.crop_size = {"height": size, "width": 16}
+    with pytest.raises(ValueError, match="does not make a square of a square"):
+        loss.preprocess_batch(extractor, pixels)
 
 
 @pytest.mark.slow
@@ -536,7 +590,7 @@ def test_controlnet_alone_trains_and_resumes(arguments, pipe, picture, run, tmp_
 
 
 def test_image_sizes_can_be_switched_off():
-    """`--image_sizes 0 0` switches random resizing off, so that `--cache_latents` is accepted."""
+    """`--image_sizes 0 0` switches random resizing off, so that `--in_memory` is accepted."""
     required = ["--phase", "controlnet", "--checkpoint", "c", "--data", "d", "--output", "o"]
     assert train.parse_options(required).image_sizes == (128, 512)
     assert train.parse_options([*required, "--image_sizes", "0", "0"]).image_sizes is None

@@ -25,16 +25,15 @@ run() {
     local folder=$out/$1
     shift
     [ -d "$folder/start" ] || python -m training.mini --checkpoint "${CHECKPOINT:-.}" --output "$folder/start" "$@"
-    "${launch[@]}" -m training.train --phase scratch --cache_latents --checkpoint "$folder/start" --data "$DATA" \
+    "${launch[@]}" -m training.train --phase scratch --in_memory --permute_colours --checkpoint "$folder/start" --data "$DATA" \
         --validation "$VALIDATION" --output "$folder/run" --ema_decay 0.99 --report_to none --validation_steps 1000000 \
         --keep 1 "${train[@]}"
     [ -f "$folder/results.json" ] || python -m evaluation.evaluate --checkpoint "$folder/run" --output "$folder" \
         ${score[@]+"${score[@]}"}
 }
 
-run as-is
-run no-reference-attention --without reference
-run no-clip-mixer --without clip
-run scaled-linear-schedule --beta_schedule scaled_linear
-run reference-1x --reference_scale 1
+while read -r name options; do
+    # shellcheck disable=SC2086  # the options are words
+    run "$name" $options < /dev/null
+done < training/ablations.txt
 python -m evaluation.compare "$out"/*/results.json --control as-is

@@ -1,6 +1,5 @@
 """Reads the shards of `training.render` and makes training samples of them."""
 
-import hashlib
 import io
 import json
 import logging
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline import GREY
+from pipeline import COLUMNS, GREY, ROWS
 from zero123plus.pictures import depth_picture, to_tile
 
 logger = logging.getLogger(__name__)
@@ -171,25 +170,33 @@ def select_views(item: dict, k: int, mirror: bool) -> tuple[np.ndarray, np.ndarr
     return image[:, ::-1] if mirror else image, select_targets(item["targets"], k, mirror)
 
 
-def select_depth(item: dict, k: int, mirror: bool) -> np.ndarray:
-    """The targets' depth pictures on grey, uint8 of shape (6, S, S, 3)."""
-    depth = select_targets(item["targets.depth.png"], k, mirror)[..., 0]
-    return on_grey(np.stack([depth_picture(view, view < np.iinfo(view.dtype).max) for view in depth]))
+def depth_pictures(depth: np.ndarray) -> np.ndarray:
+    """Depth maps, integers of shape (..., S, S, 1), as a ControlNet sees them, on grey: uint8 of shape (..., S, S, 3).
+    The largest integer is where there is nothing.
+    """
+    nothing = np.iinfo(depth.dtype).max
+    maps = depth.reshape(-1, *depth.shape[-3:-1])
+    return on_grey(np.stack([depth_picture(view, view < nothing) for view in maps])).reshape(*depth.shape[:-1], 3)
 
 
-def select_normals(item: dict, k: int, mirror: bool) -> np.ndarray:
-    """The targets' view-space normals, 127.5 (n + 1), on grey; uint8 of shape (6, S, S, 3)."""
-    normals = select_targets(item["targets.normal.png"], k, mirror)
-    if mirror:  # left is right
-        seen = (normals != GREY).any(-1)
-        normals = normals.copy()
-        normals[..., 0] = np.where(seen, 255 - normals[..., 0], GREY)
-    return normals
+@dataclass(frozen=True)
+class Pass:
+    """One of the pictures that are rendered of each target.
+
+    Args:
+        name: in what [`read_object`] returns.
+        show: makes pictures of it, from shape (..., S, S, C) to uint8 RGB of shape (..., S, S, 3).
+        is_colour: whether the channels are colours; else they are a direction, whose x changes its sign in a mirror.
+    """
+
+    name: str
+    show: Callable[[np.ndarray], np.ndarray]
+    is_colour: bool = True
 
 
-def select_rgb(item: dict, k: int, mirror: bool) -> np.ndarray:
-    """The targets on grey, uint8 of shape (6, S, S, 3)."""
-    return on_grey(select_targets(item["targets"], k, mirror))
+RGB = Pass("targets", on_grey)
+DEPTH = Pass("targets.depth.png", depth_pictures)
+NORMALS = Pass("targets.normal.png", np.copy, is_colour=False)
 
 
 @dataclass(frozen=True)
@@ -197,87 +204,47 @@ class Condition:
     """What a ControlNet is trained for.
 
     Args:
-        passes: members of a sample that it needs beside `MEMBERS`.
-        sees: gives the ControlNet's six views of (object, input view, whether mirrored), uint8 of shape (6, S, S, 3).
-        predicts: gives the six views that the tile shows, likewise.
+        sees: what it is given.
+        predicts: what the tile shows.
     """
 
-    passes: tuple[str, ...]
-    sees: Callable[[dict, int, bool], np.ndarray]
-    predicts: Callable[[dict, int, bool], np.ndarray]
+    sees: Pass
+    predicts: Pass
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """The members of a sample that it needs beside `MEMBERS`."""
+        return tuple(part.name for part in (self.sees, self.predicts) if part is not RGB)
 
 
-CONDITIONS = {
-    "depth": Condition(("targets.depth.png",), select_depth, select_rgb),
-    "normals": Condition(("targets.normal.png",), select_normals, select_rgb),
-    "rgb": Condition(("targets.normal.png",), select_rgb, select_normals),
-}
+CONDITIONS = {"depth": Condition(DEPTH, RGB), "normals": Condition(NORMALS, RGB), "rgb": Condition(RGB, NORMALS)}
 
 
-class LatentCache:
-    """Encoded samples in files that all processes of a run share, in half precision. A run that continues finds them.
-
-    Args:
-        folder: of the files; made if missing.
-        count: number of samples.
-        shapes: by name, the shape of each part of a sample.
-    """
-
-    def __init__(self, folder: Path, count: int, shapes: dict[str, tuple[int, ...]]):
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def memory(name, dtype, shape):
-            path = folder / f"{name}.bin"
-            if not path.exists():
-                with open(path, "ab") as file:  # appears empty and grows: another process may do the same
-                    file.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-            return np.memmap(path, dtype, "r+", shape=shape)
-
-        self.parts = {name: memory(name, np.float16, (count, *shape)) for name, shape in shapes.items()}
-        self.done = memory("done", np.uint8, (count,))
-
-    def __contains__(self, index: int) -> bool:
-        return bool(self.done[index])
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {
-            name: part[index] if isinstance(part, torch.Tensor) else torch.from_numpy(np.array(part[index]))
-            for name, part in self.parts.items()
-        }
-
-    def keep(self, index: int, sample: dict[str, torch.Tensor]):
-        """Writes a sample."""
-        for name, part in self.parts.items():
-            part[index] = sample[name].cpu().numpy()
-        self.done[index] = 1
-
-    def move_to_gpu(self, device: torch.device) -> bool:
-        """Holds the samples on a GPU from now on, if they take less than half of its free memory; says whether."""
-        if sum(part.nbytes for part in self.parts.values()) > torch.cuda.mem_get_info(device)[0] / 2:
-            return False
-        self.parts = {name: torch.from_numpy(np.array(part)).to(device) for name, part in self.parts.items()}
-        return True
+def show_targets(item: dict, part: Pass, k: int, mirror: bool) -> np.ndarray:
+    """The pictures of the six targets of input view k, uint8 RGB of shape (6, S, S, 3)."""
+    views = part.show(select_targets(item[part.name], k, mirror))
+    if part.is_colour or not mirror:
+        return views
+    seen = (views != GREY).any(-1)  # left is right
+    return np.concatenate([np.where(seen, 255 - views[..., 0], GREY)[..., None], views[..., 1:]], axis=-1)
 
 
-def fingerprint(entries: list[dict], *settings) -> str:
-    """A name for the encoded samples of some shards, which changes with the shards and with `settings`."""
-    shards = sorted({(entry["shard"].name, entry["shard"].stat().st_size) for entry in entries})
-    return hashlib.sha256(repr((shards, settings)).encode()).hexdigest()[:16]
+def tile_of(views: np.ndarray) -> torch.Tensor:
+    """Six uint8 views of shape (6, S, S, 3) as a tile in [-1, 1], shape (3, 3 S, 2 S)."""
+    return torch.from_numpy(to_tile(views)).permute(2, 0, 1) / 127.5 - 1
 
 
 class TileDataset(torch.utils.data.Dataset):
     """Training samples: each object gives 12, six inputs, plain and mirrored.
 
     A sample is a dictionary of `index`, `image`, the input view as an RGB picture on grey, and `tile`, float32 of
-    shape (3, 3 S, 2 S) in [-1, 1]; with a condition also `control`, the tile that a ControlNet sees, likewise. A
-    sample that is in `latents` has `encoded` instead.
+    shape (3, 3 S, 2 S) in [-1, 1]; with a condition also `control`, the tile that a ControlNet sees, likewise.
     """
 
-    def __init__(self, folder: Path, keep: bool = False, condition: str | None = None):
+    def __init__(self, folder: Path, condition: str | None = None):
         """
         Args:
             folder: of shards.
-            keep: whether to keep the decoded objects, for data that fits the memory.
             condition: a key of `CONDITIONS`; with "rgb" `tile` is of normals.
 
         Raises:
@@ -286,71 +253,124 @@ class TileDataset(torch.utils.data.Dataset):
         self.condition = CONDITIONS[condition] if condition else None
         self.entries = index_shards(folder, self.condition.passes if condition else ())
         self.preset = check_shards(self.entries)  # of the targets' cameras, a key of `pipeline.CAMERAS`
-        self.kept = {} if keep else None
-        self.latents: LatentCache | None = None
 
     def __len__(self):
         return len(self.entries) * 2 * AZIMUTHS
 
     def __getitem__(self, index: int) -> dict:
         """Raises ValueError if the object cannot be read, or nothing is seen in the sample."""
-        known = self.latents is not None and index in self.latents
-        encoded = {"encoded": self.latents[index]} if known else {}
-        if known and self.condition is None:
-            return {"index": index, **encoded}
-        place = index // (2 * AZIMUTHS)
-        item = self.kept.get(place) if self.kept is not None else None
-        if item is None:
-            item = read_object(self.entries[place])
-            if self.kept is not None:
-                self.kept[place] = item
-        return {**self.sample(item, index), **encoded}
-
-    def sample(self, item: dict, index: int) -> dict:
-        """A sample of an object that is read; raises ValueError if nothing is seen in it."""
         place, variant = divmod(index, 2 * AZIMUTHS)
-        sample = {"index": index}
+        item = read_object(self.entries[place])
         k, mirror = variant // 2, bool(variant % 2)
         image, views = select_views(item, k, mirror)
         if not (image[..., 3].any() and views[..., 3].any()):
             raise ValueError(f"{item['name']} of {self.entries[place]['shard']} is empty: nothing is seen in it.")
-        tile = self.condition.predicts(item, k, mirror) if self.condition else on_grey(views)
-        sample["image"] = Image.fromarray(on_grey(image))
-        sample["tile"] = torch.from_numpy(to_tile(tile)).permute(2, 0, 1) / 127.5 - 1
+        sample = {"index": index, "image": Image.fromarray(on_grey(image))}
+        predicts = self.condition.predicts if self.condition else RGB
+        sample["tile"] = tile_of(show_targets(item, predicts, k, mirror))
         if self.condition:
-            control = self.condition.sees(item, k, mirror)
-            sample["control"] = torch.from_numpy(to_tile(control)).permute(2, 0, 1) / 127.5 - 1
+            sample["control"] = tile_of(show_targets(item, self.condition.sees, k, mirror))
         return sample
 
 
-class ObjectSamples(torch.utils.data.Dataset):
-    """Lists of the samples of each object that are not in its data set's `latents`, so that an object is decoded once.
-    Samples that cannot be read are left out.
-
-    Args:
-        dataset: with `latents`.
-        part: which of several processes this is, and their number.
+class Objects(torch.utils.data.Dataset):
+    """The pictures of each whole object of a [`TileDataset`], uint8 RGB: `image` of shape (6, I, I, 3), `tile` and,
+    with a condition, `control`, both of shape (2, 6, S, S, 3). None for an object that cannot be read, or that some
+    input or target does not show.
     """
 
-    def __init__(self, dataset: TileDataset, part: tuple[int, int] = (0, 1)):
-        self.dataset, self.missing = dataset, {}
-        for index in range(len(dataset)):
-            if index not in dataset.latents:
-                self.missing.setdefault(index // (2 * AZIMUTHS), []).append(index)
-        self.places = list(self.missing)[part[0] :: part[1]]
+    def __init__(self, dataset: TileDataset):
+        self.entries, condition = dataset.entries, dataset.condition
+        self.parts = {"tile": condition.predicts if condition else RGB}
+        self.parts |= {"control": condition.sees} if condition else {}
 
     def __len__(self):
-        return len(self.places)
+        return len(self.entries)
 
-    def __getitem__(self, i: int) -> list[dict]:
-        samples = []
+    def __getitem__(self, place: int) -> dict[str, np.ndarray] | None:
         try:
-            item = read_object(self.dataset.entries[self.places[i]])
-            for index in self.missing[self.places[i]]:
-                samples.append(self.dataset.sample(item, index))
-        except ValueError:  # the trainer's stream warns of these and counts them
-            pass
-        return samples
+            item = read_object(self.entries[place])
+        except ValueError as error:
+            logger.warning("Skipped: %s", error)
+            return None
+        if not all(item[name][..., 3].any((-2, -1)).all() for name in ("inputs", "targets")):
+            logger.warning("Skipped: %s of %s is not seen in all views.", item["name"], self.entries[place]["shard"])
+            return None
+        pictures = {name: part.show(item[part.name]) for name, part in self.parts.items()}
+        return {"image": on_grey(item["inputs"]), **pictures}
+
+
+class TilesInMemory(torch.utils.data.Dataset):
+    """The samples of a [`TileDataset`] whose objects all lie decoded in the memory of the device that trains, where
+    [`TilesInMemory.batch`] puts batches together. An object of 128 pixels takes 0.9 MB.
+
+    Args:
+        dataset: of the samples. Objects that are not seen in all views are left out.
+        device: to hold them.
+        workers: processes that decode.
+        permute_colours: whether each sample's colour channels change their places at random, which makes other
+            objects of the same shape.
+        progress: wraps the loader of objects in a progress bar.
+    """
+
+    def __init__(self, dataset: TileDataset, device, workers=0, permute_colours=False, progress=lambda loader: loader):
+        objects = Objects(dataset)
+        loader = torch.utils.data.DataLoader(objects, batch_size=None, num_workers=workers)
+        self.device, self.permute_colours = device, permute_colours
+        self.is_colour = {"image": True, **{name: part.is_colour for name, part in objects.parts.items()}}
+        self.parts, count = {}, 0
+        for pictures in progress(loader):
+            if pictures is None:
+                continue
+            for name, picture in pictures.items():
+                if name not in self.parts:
+                    self.parts[name] = torch.empty(len(objects), *picture.shape, dtype=torch.uint8, device=device)
+                self.parts[name][count] = torch.as_tensor(picture)
+            count += 1
+        if not count:
+            raise ValueError("No object can be read whole: render again.")
+        self.parts = {name: part[:count] for name, part in self.parts.items()}
+
+    def __len__(self):
+        return len(self.parts["tile"]) * 2 * AZIMUTHS
+
+    def __getitem__(self, index: int) -> dict:
+        return {"index": index}
+
+    def batch(self, samples: list[dict]) -> dict:
+        """The pictures of samples in [-1, 1]: `image` of shape (B, 3, I, I), `tile` and, with a condition, `control`,
+        of shape (B, 3, 3 S, 2 S); and their `seed`, a list.
+        """
+        seeds = [sample["seed"] for sample in samples]
+        index = torch.tensor([sample["index"] for sample in samples], device=self.device)
+        place, k = index // (2 * AZIMUTHS), index // 2 % AZIMUTHS
+        mirror, steps = index % 2 == 1, torch.arange(AZIMUTHS, device=self.device)
+        # As in `select_targets`
+        column = torch.where(mirror[:, None], k[:, None] - steps - 1, k[:, None] + steps) % AZIMUTHS
+        channels = torch.arange(3, device=self.device).expand(len(samples), 3)
+        if self.permute_colours:
+            generator = torch.Generator(self.device).manual_seed(seeds[0] + 1)
+            channels = torch.rand(channels.shape, generator=generator, device=self.device).argsort(1)
+        batch = {"seed": seeds, "skipped": 0}
+        for name, part in self.parts.items():
+            if name == "image":
+                views = part[place, k][:, None]
+            else:
+                views = part[place[:, None], steps % 2, column]
+            views = views.movedim(-1, 1)  # (B, 3, N, S, S)
+            views = torch.where(mirror[:, None, None, None, None], views.flip(-1), views)
+            if self.is_colour[name]:
+                views = views.gather(1, channels[:, :, None, None, None].expand_as(views))
+            else:
+                seen = (views != GREY).any(1)
+                x = torch.where(seen & mirror[:, None, None, None], 255 - views[:, 0], views[:, 0])
+                views = torch.cat([x[:, None], views[:, 1:]], dim=1)
+            if name == "image":
+                batch[name] = views[:, :, 0] / 127.5 - 1
+            else:
+                rows = views.unflatten(2, (ROWS, COLUMNS)).transpose(3, 4)  # (B, 3, rows, S, columns, S)
+                batch[name] = rows.flatten(4, 5).flatten(2, 3) / 127.5 - 1
+        return batch
 
 
 class Stream(torch.utils.data.Dataset):
@@ -390,13 +410,12 @@ class Stream(torch.utils.data.Dataset):
         epoch, place = divmod(self.start + offset, len(self.dataset))
         if self.order[0] != epoch:
             self.order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
-        rng = np.random.default_rng((self.seed, epoch, place))
-        seed = int(rng.integers(2**62))
+        seed = (self.seed << 40) + self.start + offset
         for skipped in range(MAX_CORRUPT):
             try:
                 sample = self.dataset[int(self.order[1][(place + skipped) % len(self.dataset)])]
                 if self.image_sizes:
-                    size = int(rng.integers(*self.image_sizes, endpoint=True))
+                    size = int(np.random.default_rng(seed).integers(*self.image_sizes, endpoint=True))
                     sample["image"] = sample["image"].resize((size, size), Image.Resampling.BICUBIC)
                 return {**sample, "seed": seed, "skipped": skipped}
             except ValueError as error:

@@ -1,37 +1,101 @@
 #!/usr/bin/env bash
-# The part of the mini's recipe that wants a GPU, for a machine without network that is there for minutes: trains the
-# UNet at a constant rate until MINUTES are over, then another quarter of these steps with the rate falling to 0.
+# The part of the mini's recipe that wants a GPU, for a machine without network that is there for minutes.
 #
-#     DATA=data/train VALIDATION=data/heldout MINUTES=6 OUT=out/gpu bash training/gpu.sh
-#     ... bash training/gpu.sh --smoke     # two steps, on any machine
+#     DATA=data/train VALIDATION=data/heldout OUT=out/gpu bash training/gpu.sh
+#     ... bash training/gpu.sh --smoke     # two steps of everything, on any machine
+#     ... bash training/gpu.sh unet        # its first part alone: the UNet, and the VAE's decoder beside it
+#     ... bash training/gpu.sh control     # its second part: ControlNets, and the ablations beside them
 #
-# DATA and VALIDATION are folders of shards, which are encoded once and then lie on the GPU: 1,000 toys are 48 MB packed
-# and 1.2 GB there. CHECKPOINT is what it starts from, the one in this repository if not set. The results are in
-# OUT/result, in files of at most 15 MB: `cat trained.tar.* | tar x` gives `decayed`, to publish or score, and `constant`,
-# the weights before the rate fell, to train on from. Both hold what is trained alone: copy them over a copy of
-# CHECKPOINT. `log.jsonl` has the losses.
+# The UNet is trained from random weights for MINUTES; its rate falls to 0 in the last two fifths of them. VAE is a folder
+# with the VAE: its encoder, and so the latents, stay the same, and its decoder trains for VAE_MINUTES. The ControlNets
+# (depth, and the generator of normals) train for CONTROL_MINUTES.
+#
+# DATA and VALIDATION are folders of shards, which lie decoded on the GPU: 1,000 toys take 0.9 GB there. CONTROL is a
+# folder of shards with depth and normals, DATA if not set.
+#
+# The results are in OUT/result, in half precision and in files of at most 15 MB: `cat NAME.tar.* | tar x` gives `decayed`,
+# the weights to publish; `constant`, those before the rate fell, to train on from; `vae`; `controlnets`; and `ablations`,
+# tiles for `python -m evaluation.evaluate --predictions`. A file NAME.done says that NAME is whole.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=${OUT:-out/gpu} checkpoint=${CHECKPOINT:-.} minutes=${MINUTES:-6}
-mkdir -p "$out"
+out=${OUT:-out/gpu} vae=${VAE:-vae} control=${CONTROL:-$DATA}
+minutes=${MINUTES:-6} vae_minutes=${VAE_MINUTES:-4} control_minutes=${CONTROL_MINUTES:-2.5}
+mkdir -p "$out/result"
 
-train=(python -m training.train --phase scratch --cache_latents --checkpoint "$checkpoint" --data "$DATA"
-    --validation "$VALIDATION" --output "$out/run" --report_to none --save_minutes 1000 --ema_decay 0.9995 --keep 1)
+train=(python -m training.train --phase scratch --in_memory --permute_colours --report_to none --save_minutes 1000 --keep 1)
 if [ "${1:-}" = "--smoke" ]; then
-    train+=(--batch_size 2 --micro_batch_size 2 --validation_steps 2) constant=2
+    shift
+    train+=(--batch_size 2 --micro_batch_size 2)
+    unet=(--steps 4 --decay_steps 2 --validation_steps 2) controlnet=(--steps 2) ablation=(--steps 2)
+    decoder=(--minutes 0.1 --batch_size 8 --gate 0) score=(--steps 2 --limit 1)
 else
-    train+=(--batch_size 256 --micro_batch_size 256 --validation_steps 1000 --mixed_precision bf16 --compile --workers 14)
-    constant=1000000
+    train+=(--batch_size 256 --mixed_precision bf16 --workers 4)
+    timed=(--lr_scheduler timed --steps 1000000 --decay_steps 400000)
+    unet=("${timed[@]}" --minutes "$minutes" --micro_batch_size 256 --compile --ema_decay 0.998 --validation_steps 2500)
+    controlnet=("${timed[@]}" --minutes "$control_minutes" --micro_batch_size 256 --validation_steps 1000000)
+    ablation=(--steps 157 --decay_steps 63 --warmup_steps 10 --micro_batch_size 128 --validation_steps 1000000)  # 40,000 tiles
+    decoder=(--minutes "$vae_minutes" --batch_size 64 --mixed_precision bf16) score=()
 fi
 
-"${train[@]}" --steps "$constant" --decay_steps 0 --minutes "$minutes"
-last=$(ls -d "$out"/run/checkpoint-* | sort -V | tail -1)
-steps=${last##*-}
-python -m training.publish --checkpoint "$last" --output "$out/result/constant"
-"${train[@]}" --steps $((steps + (steps + 3) / 4)) --decay_steps $(((steps + 3) / 4))
-python -m training.publish --checkpoint "$out/run" --output "$out/result/decayed"
+# The newest checkpoint of a run
+newest() {
+    ls -d "$1"/checkpoint-* | sort -V | tail -1
+}
 
-cd "$out/result"
-tar c {constant,decayed}/{unet,vision_encoder,model_index.json} | split -b 15M -d - trained.tar.
-rm -r constant decayed
-cp ../run/log.jsonl .
+# Packs parts of a folder under a name
+pack() {
+    tar c -C "$2" "${@:3}" | split -b 15M -d - "$out/result/$1.tar."
+    touch "$out/result/$1.done"
+}
+
+train_unet() {
+    [ -d "$out/start" ] || python -m training.mini --vae "$vae" --output "$out/start"
+    mkdir -p "$out/vae" && cp -rT "$vae" "$out/vae/vae"
+    python -m training.train_vae --data "$DATA" --validation "$VALIDATION" --output "$out/vae" "${decoder[@]}" \
+        > "$out/result/vae.log" 2>&1 &
+    "${train[@]}" --checkpoint "$out/start" --data "$DATA" --validation "$VALIDATION" --output "$out/unet" "${unet[@]}"
+    local parts=(unet vision_encoder model_index.json)
+    python -m training.publish --checkpoint "$(newest "$out/unet")" --output "$out/decayed"
+    pack decayed "$out/decayed" "${parts[@]}"
+    cp -r "$out/unet/log.jsonl" "$out/unet/validation" "$out/result"
+    wait
+    pack vae "$out/vae" vae
+    python -m training.publish --checkpoint "$(ls -d "$out"/unet/checkpoint-* | sort -V | head -1)" --output "$out/constant"
+    pack constant "$out/constant" "${parts[@]}"
+}
+
+# A condition, and the name of the component
+train_controlnet() {
+    "${train[@]}" --phase controlnet --condition "$1" --checkpoint "$trained" --controlnet "$out/small" \
+        --data "$control" --output "$out/$2" --image_sizes 0 0 --snr_gamma 0 --optimizer muon --learning_rate 1e-3 \
+        --warmup_steps 50 --ema_decay 0.99 "${controlnet[@]}"
+    python -m training.publish --controlnet "$(newest "$out/$2")" --name "$2" --output "$out/controlnets"
+}
+
+# A name, and the options of `training.mini` that make the change
+ablate() {
+    local folder=$out/ablations/$1
+    python -m training.mini --checkpoint "$trained" --output "$folder/start" "${@:2}"
+    "${train[@]}" --checkpoint "$folder/start" --data "$DATA" --output "$folder/run" --ema_decay 0.98 "${ablation[@]}"
+    python -m evaluation.evaluate --checkpoint "$(newest "$folder/run")" --save_tiles "$folder/tiles" \
+        ${score[@]+"${score[@]}"}
+}
+
+train_control() {
+    trained=$(newest "$out/unet")
+    [ -d "$out/small" ] || python -m training.mini --checkpoint "$trained" --controlnet --output "$out/small"
+    train_controlnet depth controlnet > "$out/result/depth.log" 2>&1 &
+    train_controlnet rgb controlnet_normals > "$out/result/normals.log" 2>&1 &
+    while read -r name options; do
+        # shellcheck disable=SC2086  # the options are words
+        ablate "$name" $options > "$out/result/ablation-$name.log" 2>&1 < /dev/null &
+    done < training/ablations.txt
+    wait
+    pack controlnets "$out/controlnets" controlnet controlnet_normals
+    (cd "$out" && ls -d ablations/*/tiles ablations/*/run/log.jsonl) > "$out/ablations.list"
+    pack ablations "$out" -T "$out/ablations.list"
+}
+
+for part in "${@:-unet control}"; do
+    for name in $part; do "train_$name"; done
+done

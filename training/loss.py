@@ -3,11 +3,15 @@
 The trainer, its validation and the one-step measure of the evaluation all use [`Zero123PlusLoss`].
 """
 
+import copy
+
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.training_utils import compute_snr
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from transformers import CLIPImageProcessor
 
 from pipeline import (
     ReferenceCache,
@@ -64,29 +68,71 @@ class Denoiser(torch.nn.Module):
 
 
 @torch.no_grad()
-def encoder_matrix(vae: AutoencoderKL) -> torch.nn.Conv2d | None:
-    """One convolution in place of the VAE's encoder where that is a matrix applied to separate blocks, as the mini's
-    is (`train_vae.initialise_encoder`). It is about 50 times as fast, and differs by less than a tenth of the
-    posterior's deviation. None for any other VAE.
+def encoder_matrix(vae: AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The VAE's encoder where it is a matrix applied to separate blocks of pixels, as the mini's is
+    (`train_vae.initialise_encoder`): the matrix, shape (2 C, 3 f f), and its offset, shape (2 C). It is about 50 times
+    as fast, and differs by less than a tenth of the posterior's deviation. None for any other VAE.
+
+    It is found on the CPU, because the closed-form encoder's last norm passes the signal beside constants 20 times as
+    large, for which a GPU's convolutions in TF32 are too coarse.
     """
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    vae, factor = copy.deepcopy(vae).to("cpu", torch.float32), 2 ** (len(vae.config.block_out_channels) - 1)
 
     def encode(pixels):
-        return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.parameters.float()
+        return vae.encode(pixels).latent_dist.parameters
 
     generator = torch.Generator().manual_seed(0)
     pixels = scale_image(torch.rand(2, 3, 2 * factor, 3 * factor, generator=generator) * 2 - 1)
-    expected, offset = encode(pixels), encode(torch.zeros(1, 3, factor, factor))
+    expected, offset = encode(pixels), encode(torch.zeros(1, 3, factor, factor)).flatten()
     tolerance = 5e-3 * expected.std()
     # The middle of two pictures has the middle of their latents: this tells most VAEs apart before the long way
     if (encode(pixels.mean(0, keepdim=True)) - expected.mean(0)).abs().max() > tolerance:
         return None
-    columns = encode(torch.eye(3 * factor**2).unflatten(1, (3, factor, factor))) - offset
-    matrix = torch.nn.Conv2d(3, offset.shape[1], factor, factor, device=vae.device, dtype=vae.dtype)
-    matrix.weight.copy_(columns.flatten(1).T.unflatten(1, (3, factor, factor)))
-    matrix.bias.copy_(offset.flatten())
-    found = matrix(pixels.to(vae.device, vae.dtype)).float()
-    return matrix if (found - expected).abs().max() < tolerance else None
+    columns = encode(torch.eye(3 * factor**2).unflatten(1, (3, factor, factor))).flatten(1) - offset
+    matrix = columns.T.contiguous()
+    return (matrix, offset) if (encode_blocks(pixels, matrix, offset) - expected).abs().max() < tolerance else None
+
+
+def encode_blocks(pixels: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """Applies what [`encoder_matrix`] found to pixels of shape (B, 3, H, W): shape (B, 2 C, H / f, W / f)."""
+    factor = round((matrix.shape[1] / 3) ** 0.5)
+    blocks = torch.nn.functional.pixel_unshuffle(pixels, factor)
+    return torch.einsum("cd,bdhw->bchw", matrix, blocks) + offset[:, None, None]
+
+
+# How torch resizes as Pillow does with each `resample` of an image processor that this project's checkpoints use
+RESIZING = {
+    Image.Resampling.BILINEAR: {"mode": "bilinear", "antialias": True},
+    Image.Resampling.BICUBIC: {"mode": "bicubic", "antialias": True},
+    Image.Resampling.BOX: {"mode": "area"},
+}
+
+
+def preprocess_batch(extractor: CLIPImageProcessor, images: torch.Tensor) -> torch.Tensor:
+    """[`pipeline.preprocess`] of square pictures of shape (B, 3, I, I) in [-1, 1], where they are: (B, 3, H, W). It
+    differs from Pillow by its rounding to whole levels.
+    """
+    size, edge = extractor.crop_size["height"], images.shape[-1]
+    if extractor.crop_size["width"] != size or extractor.size.get("shortest_edge") != size:
+        raise ValueError(f"The image processor does not make a square of a square: {extractor.to_json_string()}")
+    if extractor.resample == Image.Resampling.BOX and edge % size and size % edge:
+        raise ValueError(f"Pictures of {edge} pixels are not filtered by boxes to {size}, which is no whole factor.")
+    resized = torch.nn.functional.interpolate(images / 2 + 0.5, size=(size, size), **RESIZING[extractor.resample])
+    mean, std = (
+        torch.tensor(values, device=images.device)[:, None, None]
+        for values in (extractor.image_mean, extractor.image_std)
+    )
+    return (resized.clamp(0, 1) - mean) / std
+
+
+def collate(samples: list[dict]) -> dict:
+    """Samples of a [`data.TileDataset`] as a batch: `image`, a list of pictures, `tile`, and `control` where there is
+    one.
+    """
+    batch = {"image": [sample["image"] for sample in samples]}
+    return batch | {
+        name: torch.stack([sample[name] for sample in samples]) for name in ("tile", "control") if name in samples[0]
+    }
 
 
 class Encoder:
@@ -99,58 +145,60 @@ class Encoder:
 
     def __init__(self, pipe: Zero123PlusPipeline, device: torch.device):
         self.pipe, self.device = pipe, device
-        self.matrix = encoder_matrix(pipe.vae)
+        matrix = encoder_matrix(pipe.vae)
+        self.matrix = matrix and tuple(part.to(device) for part in matrix)
         with torch.no_grad():
             self.prompt_embeds, _ = pipe.encode_prompt("", device)
             size = pipe.feature_extractor_vae.crop_size
-            empty = torch.zeros(1, 3, size["height"], size["width"], device=device, dtype=pipe.vae.dtype)
-            self.negative = pipe.vae.encode(empty).latent_dist.mean.float()
+            self.negative = self.moments(torch.zeros(1, 3, size["height"], size["width"])).chunk(2, dim=1)[0]
 
     @torch.no_grad()
-    def __call__(self, samples: list[dict]) -> dict:
+    def __call__(self, samples: list[dict] | dict) -> dict:
         """Returns `tile` and `reference`, moments (mean and deviation) of shape (B, 2 C, ...), `clip_pixels`, and
-        `control`, shape (B, 3, H, W) in [-1, 1], of samples that have it. Samples get `encoded`, and those that have
-        it are not encoded again.
+        `control`, shape (B, 3, H, W) in [-1, 1], where there is one.
+
+        Args:
+            samples: of a [`data.TileDataset`], or a batch of [`data.TilesInMemory`].
         """
-        missing = [sample for sample in samples if "encoded" not in sample]
-        if missing:
-            images = [sample["image"] for sample in missing]
-            tiles = torch.stack([sample["tile"] for sample in missing])
-            fresh = zip(
-                self.moments(scale_image(tiles)),
-                self.moments(preprocess(self.pipe.feature_extractor_vae, images)),
-                preprocess(self.pipe.feature_extractor_clip, images),
-            )
-            for sample, parts in zip(missing, fresh):
-                sample["encoded"] = dict(zip(("tile", "reference", "clip_pixels"), parts))
+        batch = samples if isinstance(samples, dict) else collate(samples)
+        extractors = {"reference": self.pipe.feature_extractor_vae, "clip_pixels": self.pipe.feature_extractor_clip}
+        resize = preprocess if isinstance(batch["image"], list) else preprocess_batch
+        pixels = {name: resize(extractor, batch["image"]) for name, extractor in extractors.items()}
         encoded = {
-            name: torch.stack([sample["encoded"][name] for sample in samples])
-            for name in ("tile", "reference", "clip_pixels")
+            "tile": self.moments(scale_image(batch["tile"])),
+            "reference": self.moments(pixels["reference"]),
+            "clip_pixels": pixels["clip_pixels"],
         }
-        if "control" in samples[0]:
-            encoded["control"] = torch.stack([sample["control"] for sample in samples])
+        if "control" in batch:
+            encoded["control"] = batch["control"]
         return {name: value.to(self.device, torch.float32) for name, value in encoded.items()}
 
     def moments(self, pixels: torch.Tensor) -> torch.Tensor:
         """Mean and deviation of the latents of pixels of shape (B, 3, H, W): shape (B, 2 C, H / f, W / f)."""
-        pixels = pixels.to(self.device, self.pipe.vae.dtype)
-        if self.matrix is None:
-            posterior = self.pipe.vae.encode(pixels).latent_dist
+        if self.matrix:
+            posterior = DiagonalGaussianDistribution(encode_blocks(pixels.to(self.device), *self.matrix))
         else:
-            posterior = DiagonalGaussianDistribution(self.matrix(pixels))
+            posterior = self.pipe.vae.encode(pixels.to(self.device, self.pipe.vae.dtype)).latent_dist
         return torch.cat([posterior.mean, posterior.std], dim=1).float()
 
 
-def draw(generators: list[torch.Generator], num_timesteps: int, condition_dropout: float):
-    """Draws each sample's time step, and 1 or 0, with or without the condition; both of shape (B,)."""
-    device = generators[0].device
-    timesteps = [torch.randint(0, num_timesteps, (1,), generator=one, device=device) for one in generators]
-    keep = torch.cat([torch.rand(1, generator=one, device=device) for one in generators]) >= condition_dropout
-    return torch.cat(timesteps), keep.float()
+def draw(generators: torch.Generator | list[torch.Generator], count: int, num_timesteps: int, dropout: float):
+    """Draws each sample's time step, and 1 or 0, with or without the condition; both of shape (count,).
+
+    Args:
+        generators: one for each sample, or one for all.
+        count: of samples.
+        num_timesteps: of the schedule.
+        dropout: share of samples without the condition.
+    """
+    each, shape = (generators, (1,)) if isinstance(generators, list) else ([generators], (count,))
+    timesteps = [torch.randint(0, num_timesteps, shape, generator=one, device=one.device) for one in each]
+    keep = [torch.rand(shape, generator=one, device=one.device) >= dropout for one in each]
+    return torch.cat(timesteps), torch.cat(keep).float()
 
 
-def sample_moments(moments: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
-    """Draws latents from moments of shape (B, 2 C, h, w), each with its own generator."""
+def sample_moments(moments: torch.Tensor, generators: torch.Generator | list[torch.Generator]) -> torch.Tensor:
+    """Draws latents from moments of shape (B, 2 C, h, w), with one generator for all or each with its own."""
     mean, std = moments.chunk(2, dim=1)
     return mean + std * randn_tensor(mean.shape, generator=generators, device=mean.device)
 
@@ -187,19 +235,31 @@ class Zero123PlusLoss:
         self.snr_gamma, self.condition_dropout = snr_gamma, condition_dropout
         self.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
 
-    def __call__(self, model: torch.nn.Module, samples: list[dict]) -> torch.Tensor:
-        """The loss of a batch, without dimensions. All that is drawn for a sample follows from its `seed`, and on CUDA
-        it is drawn there, because a step of a small model takes less time than the noise's way from the CPU.
+    def __call__(self, model: torch.nn.Module, samples: list[dict] | dict) -> torch.Tensor:
+        """The loss of a batch, without dimensions.
+
+        All that is drawn for a sample follows from its `seed`. On CUDA all that is drawn for a batch follows from the
+        first sample's `seed`, and it is drawn there: a generator for each sample takes longer than a step of a small
+        model.
+
+        Args:
+            model: a [`Denoiser`], or what accelerate made of one.
+            samples: as [`Encoder`] takes them.
         """
-        source = self.device if torch.device(self.device).type == "cuda" else "cpu"
-        generators = [torch.Generator(source).manual_seed(sample["seed"]) for sample in samples]
-        timesteps, keep = draw(generators, self.scheduler.config.num_train_timesteps, self.condition_dropout)
-        timesteps = timesteps.to(self.device)
-        v, target, _ = self.predict(model, self.encoder(samples), timesteps, keep.to(self.device), generators)
+        encoded = self.encoder(samples)
+        seeds = samples["seed"] if isinstance(samples, dict) else [sample["seed"] for sample in samples]
+        if torch.device(self.device).type == "cuda":
+            generators = torch.Generator(self.device).manual_seed(seeds[0])
+        else:
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        num_timesteps = self.scheduler.config.num_train_timesteps
+        timesteps, keep = draw(generators, len(seeds), num_timesteps, self.condition_dropout)
+        timesteps, keep = timesteps.to(self.device), keep.to(self.device)
+        v, target, _ = self.predict(model, encoded, timesteps, keep, generators)
         error = (v - target).square().mean((1, 2, 3))
         return (error * min_snr_weight(self.scheduler, timesteps, self.snr_gamma)).mean()
 
-    def predict(self, model: torch.nn.Module, encoded: dict, timesteps, keep, generators: list[torch.Generator]):
+    def predict(self, model: torch.nn.Module, encoded: dict, timesteps, keep, generators):
         """Noises tiles and references to the same time steps and predicts v.
 
         Args:
@@ -207,7 +267,7 @@ class Zero123PlusLoss:
             encoded: of [`Encoder`].
             timesteps: shape (B,).
             keep: shape (B,), 1 with and 0 without the condition.
-            generators: one for each sample.
+            generators: one for each sample, or one for all.
 
         Returns:
             Predicted v, true v and the noisy tile, all float32 of shape (B, C, 3 h, 2 w).

@@ -85,8 +85,8 @@ def build_unet(vae: AutoencoderKL, channels, attention, width: int, view_size: i
 
 def build_pipeline(
     vae: AutoencoderKL,
-    channels: tuple[int, ...] = (64, 128, 192),
-    attention: tuple[bool, ...] = (False, True, True),
+    channels: tuple[int, ...] = (128, 160, 160),
+    attention: tuple[bool, ...] = (True, True, True),
     width: int = WIDTH,
     view_size: int = VIEW_SIZE,
     reference_size: int = REFERENCE_SIZE,
@@ -97,7 +97,7 @@ def build_pipeline(
     Args:
         vae: an untrained or trained one of `training.train_vae`.
         channels: of the UNet's levels, multiples of 32.
-        attention: which levels have attention. At the finest it costs more than it gives.
+        attention: which levels have attention.
         width: of the text states, and so of the CLIP image embedding.
         view_size: pixels of a view's edge.
         reference_size: pixels of the reference picture's edge.

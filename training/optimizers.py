@@ -1,5 +1,7 @@
 """The optimizers of `training.train`: AdamW, AdamW with 8-bit states, and Muon."""
 
+from collections.abc import Callable
+
 import torch
 from diffusers.optimization import get_scheduler
 from transformers.optimization import get_wsd_schedule
@@ -68,10 +70,27 @@ def build_optimizer(name: str, named: dict[str, torch.nn.Parameter], learning_ra
     return Optimizer(groups)
 
 
-def build_schedule(name: str, optimizer, warmup_steps: int, steps: int, decay_steps: int):
-    """Makes a learning-rate schedule: one of diffusers' by name, or "decay", which is constant after the warm-up and
-    falls linearly to 0 in the last `decay_steps`.
+def build_schedule(
+    name: str, optimizer, warmup_steps: int, steps: int, decay_steps: int, time_left: Callable[[], float]
+):
+    """Makes a learning-rate schedule.
+
+    Args:
+        name: "decay", which is constant after the warm-up and falls linearly to 0 in the last `decay_steps` of
+            `steps`; "timed", which falls likewise in that share of a time limit; or one of diffusers' by name.
+        optimizer: whose rates it sets.
+        warmup_steps: in which the rate rises from 0.
+        steps: in all.
+        decay_steps: of "decay" and "timed".
+        time_left: the share of the time limit that is left, for "timed".
     """
     if name == "decay":
         return get_wsd_schedule(optimizer, warmup_steps, decay_steps, num_training_steps=steps, decay_type="linear")
+    if name == "timed":
+        share = decay_steps / steps
+
+        def factor(step: int) -> float:
+            return min(1.0, (step + 1) / (warmup_steps + 1), max(0.0, time_left()) / share)
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=steps)

@@ -31,7 +31,7 @@ python -m training.render "${heldout[@]}" --output "$out/heldout"
 python -m evaluation.heldout --renders "$out/heldout" --train_data "$out/train" --output "$out/objects"
 python -m training.train_vae --data "$out/train" --validation "$out/heldout" --output "$out/vae" "${vae[@]}"
 [ -d "$out/mini" ] || python -m training.mini --vae "$out/vae/vae" --output "$out/mini"
-"${launch[@]}" -m training.train --phase scratch --cache_latents --checkpoint "$out/mini" \
+"${launch[@]}" -m training.train --phase scratch --in_memory --permute_colours --checkpoint "$out/mini" \
     --data "$out/train" --validation "$out/heldout" --output "$out/unet" "${unet[@]}"
 checkpoint=$(ls -d "$out"/unet/checkpoint-* | sort -V | tail -1)
 python -m evaluation.evaluate --checkpoint "$checkpoint" --heldout "$out/objects" --output "$out/evaluation" "${score[@]}"

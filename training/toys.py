@@ -13,7 +13,7 @@ import random
 
 import bmesh
 import bpy
-from mathutils import Euler, Matrix
+from mathutils import Euler, Matrix, Vector
 
 __all__ = ["KINDS", "UNSEEN_KINDS", "build"]
 
@@ -926,6 +926,32 @@ def blocks(toy):
         z += h
 
 
+def variation(toy):
+    """One or two toys of other kinds, stretched and turned: shapes and sides that no kind has."""
+    high = Vector((0, 0, 0))  # the upper corner of the box around the first
+    for kind in toy.rng.sample([kind for kind in KINDS.values() if kind is not variation], toy.rng.choice((1, 1, 2))):
+        before = set(toy.mesh.verts)
+        kind(toy)
+        verts = [vert for vert in toy.mesh.verts if vert not in before]
+        turn = Euler((0, 0, toy.rng.uniform(0, 2 * math.pi)))
+        if toy.rng.random() < 0.3:  # lies on its side, or any way
+            turn = Euler([toy.rng.uniform(0, 2 * math.pi) for _ in range(3)])
+        stretch = Matrix.Diagonal([toy.rng.uniform(0.6, 1.4) for _ in range(3)])
+        bmesh.ops.transform(toy.mesh, matrix=(turn.to_matrix() @ stretch).to_4x4(), verts=verts)
+        corners = [Vector(function(vert.co[i] for vert in verts) for i in range(3)) for function in (min, max)]
+        size = toy.rng.uniform(0.5, 1) / max(corners[1] - corners[0])
+        foot = Vector(((corners[0].x + corners[1].x) / 2, (corners[0].y + corners[1].y) / 2, corners[0].z))
+        half = (corners[1] - corners[0]) * size / 2
+        place = Vector((0, 0, high.z * 0.9))  # on top of the first
+        if toy.rng.random() < 0.5:  # beside it
+            angle = toy.rng.uniform(0, 2 * math.pi)
+            place = Vector((math.cos(angle) * (high.x + half.x), math.sin(angle) * (high.y + half.y), 0))
+        at = place if high.z else Vector((0, 0, 0))
+        matrix = Matrix.Translation(at) @ Matrix.Scale(size, 4) @ Matrix.Translation(-foot)
+        bmesh.ops.transform(toy.mesh, matrix=matrix, verts=verts)
+        high = Vector((half.x, half.y, 2 * half.z))
+
+
 def teapot(toy):
     body, trim = toy.paint(), toy.paint()
     r = toy.rng.uniform(0.4, 0.5)
@@ -967,7 +993,7 @@ KINDS = {
     airplane,
                  boat, lamp, guitar, bottle, castle, camera, dog, cactus, ladybird, teddy, helicopter, clock,
                  television, icecream, penguin, table, sofa, drum, umbrella, lighthouse, cake, turtle, snail, elephant,
-                 submarine, piano, tent, tractor, trophy, cat, blocks)
+                 submarine, piano, tent, tractor, trophy, cat, blocks, variation)
 }  # fmt: skip
 UNSEEN_KINDS = {kind.__name__: kind for kind in (teapot, windmill, bed)}
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,9 @@ from pipeline import CAMERAS, Zero123PlusPipeline, split_views
 from zero123plus.loading import checkpoints, load_controlnet, set_cameras
 
 from .checkpoints import Run, gathered, load_start
-from .data import CONDITIONS, LatentCache, ObjectSamples, Stream, TileDataset, fingerprint
+from .data import CONDITIONS, Stream, TileDataset, TilesInMemory
 from .dry_run import describe
-from .loss import Denoiser, Encoder, Zero123PlusLoss
+from .loss import Denoiser, Zero123PlusLoss
 from .optimizers import build_optimizer, build_schedule
 
 PHASES = {
@@ -144,10 +145,11 @@ def validate(
     """
     was_training = model.training
     model.eval()
-    record = loss.validate(model, samples)
-    with gathered(model):
-        pipe.register_to_config(ramping_coefficients=model.ramp.tolist())
-        tiles = validation_tiles(pipe, samples[:4])
+    with torch.compiler.set_stance("force_eager"):  # a compiled UNet would be compiled again for these shapes
+        record = loss.validate(model, samples)
+        with gathered(model):
+            pipe.register_to_config(ramping_coefficients=model.ramp.tolist())
+            tiles = validation_tiles(pipe, samples[:4])
     model.train(was_training)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +181,11 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--lora_rank", type=int, default=0, help="train LoRA layers of the attention instead")
     add("--optimizer", choices=("adamw", "adamw-8bit", "muon"), help="adamw if the phase names none")
     add("--learning_rate", type=float, help="peak")
-    add("--lr_scheduler", help="'decay', or a name that diffusers.optimization.get_scheduler knows")
+    add(
+        "--lr_scheduler",
+        help="'decay'; 'timed', the same over the time of --minutes, whatever the step; or a name that"
+        " diffusers.optimization.get_scheduler knows",
+    )
     add("--decay_steps", type=int, help="of 'decay': the last steps, in which the rate falls to 0; a fifth if missing")
     add("--warmup_steps", type=int)
     add("--steps", type=int, help="in all")
@@ -198,9 +204,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--max_grad_norm", type=float, default=1.0)
     add("--condition_dropout", type=float, default=0.1, help="share of samples without condition")
     add("--ema_decay", type=float, default=0.999)
-    add(
-        "--cache_latents", action="store_true", help="read and encode all samples first; for data that fits the memory"
-    )
+    add("--in_memory", action="store_true", help="decode all objects first and hold them, on a GPU in its memory")
+    add("--permute_colours", action="store_true", help="with --in_memory, permute each sample's colours at random")
     add("--workers", type=int, default=0, help="processes that read data")
     add("--minutes", type=float, default=math.inf, help="stop this run, saved, after so long")
     add("--save_minutes", type=float, default=10, help="between two checkpoints")
@@ -227,9 +232,17 @@ def check_options(o: argparse.Namespace, accelerator: Accelerator):
     Raises:
         ValueError: naming the option and the remedy.
     """
-    if o.cache_latents and o.image_sizes:
+    if o.in_memory and o.image_sizes:
         raise ValueError(
-            "`--cache_latents` encodes a picture once, `--image_sizes` makes it new every time: drop one."
+            f"`--in_memory` holds pictures of one size, but `--image_sizes` is {o.image_sizes}: add"
+            " `--image_sizes 0 0`."
+        )
+    if o.permute_colours and not o.in_memory:
+        raise ValueError("`--permute_colours` permutes what lies in memory: give `--in_memory` too.")
+    if o.lr_scheduler == "timed" and not (math.isfinite(o.minutes) and accelerator.num_processes == 1):
+        raise ValueError(
+            f"`--lr_scheduler timed` falls with the time left of `--minutes`, by one clock, but `--minutes` is"
+            f" {o.minutes} and there are {accelerator.num_processes} processes: take 'decay'."
         )
     if o.lora_rank and o.train == "controlnet":
         raise ValueError(f"`--lora_rank` is {o.lora_rank}, but a ControlNet is trained whole: leave it out.")
@@ -290,35 +303,31 @@ def match_cameras(o: argparse.Namespace, pipe: Zero123PlusPipeline, dataset: Til
     return dataset.preset
 
 
-def latent_cache(o: argparse.Namespace, pipe: Zero123PlusPipeline, dataset: TileDataset, size) -> LatentCache:
-    """The cache of encoded samples of a run, in its folder."""
-    channels, factor = 2 * pipe.vae.config.latent_channels, pipe.vae_scale_factor
-    reference, clip = (pipe.feature_extractor_vae.crop_size, pipe.feature_extractor_clip.crop_size)
-    shapes = {
-        "tile": (channels, size[0] // factor, size[1] // factor),
-        "reference": (channels, reference["height"] // factor, reference["width"] // factor),
-        "clip_pixels": (3, clip["height"], clip["width"]),
-    }
-    weights = float(sum(parameter.double().sum() for parameter in pipe.vae.encoder.parameters()))
-    name = fingerprint(dataset.entries, weights, o.condition if o.train == "controlnet" else None, shapes)
-    return LatentCache(o.output / f"latents-{name}", len(dataset), shapes)
+class StepLog:
+    """The log of a run. A line is written when the next one comes, because its loss may still be computed on the GPU,
+    and to wait for it would leave the GPU idle.
 
+    Args:
+        file: to write to; None in all processes but the first.
+        accelerator: whose trackers get the lines too.
+    """
 
-def encode_all(o: argparse.Namespace, dataset: TileDataset, encode: Encoder, accelerator: Accelerator):
-    """Fills the cache of a data set's encoded samples, each process a part, and puts them on the GPU if they fit."""
-    left = ObjectSamples(dataset, (accelerator.process_index, accelerator.num_processes))
-    loader = torch.utils.data.DataLoader(left, batch_size=None, num_workers=o.workers)
-    for samples in tqdm(loader, "encoding", unit="object", disable=not (accelerator.is_main_process and left.places)):
-        parts = encode(samples) if samples else {}
-        for i, sample in enumerate(samples):
-            dataset.latents.keep(sample["index"], {name: value[i] for name, value in parts.items()})
-    accelerator.wait_for_everyone()
-    if (
-        accelerator.device.type == "cuda"
-        and dataset.condition is None
-        and dataset.latents.move_to_gpu(accelerator.device)
-    ):
-        o.workers = 0  # there is nothing left to read
+    def __init__(self, file, accelerator: Accelerator):
+        self.file, self.accelerator, self.line = file, accelerator, None
+
+    def write(self, line: dict):
+        """Takes a step's line, with the `loss` as a tensor."""
+        self.flush()
+        self.line = line
+
+    def flush(self):
+        """Writes the line that was taken last."""
+        if self.line:
+            line = {**self.line, "loss": self.line["loss"].item()}
+            if self.file:
+                self.file.write(json.dumps(line) + "\n")
+            self.accelerator.log(line, line["step"])
+        self.line = None
 
 
 def decide(accelerator: Accelerator, *wishes: bool) -> list[bool]:
@@ -333,6 +342,12 @@ def decide(accelerator: Accelerator, *wishes: bool) -> list[bool]:
 def train(o: argparse.Namespace):
     """Trains as the options say."""
     # 1. Data
+    start = saved = time.time()
+
+    def time_left() -> float:
+        """The share of `--minutes`, 1 where there is no limit."""
+        return 1 - (time.time() - start) / (60 * o.minutes)
+
     set_seed(o.seed)
     condition = o.condition if o.train == "controlnet" else None
     dataset = TileDataset(o.data, condition=condition)
@@ -363,35 +378,33 @@ def train(o: argparse.Namespace):
     sharded = accelerator.distributed_type == DistributedType.FSDP
     optimizer = build_optimizer(o.optimizer, named, o.learning_rate, 1 if sharded else accelerator.num_processes)
     # Not prepared: accelerate would step it once for each process
-    lr_scheduler = build_schedule(o.lr_scheduler, optimizer, o.warmup_steps, o.steps, o.decay_steps)
+    lr_scheduler = build_schedule(o.lr_scheduler, optimizer, o.warmup_steps, o.steps, o.decay_steps, time_left)
     model, optimizer = accelerator.prepare(model.train(), optimizer)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    ema = EMAModel(parameters, decay=o.ema_decay, use_ema_warmup=False)
+    ema = EMAModel(parameters, decay=o.ema_decay, use_ema_warmup=False, foreach=True)
     accelerator.register_for_checkpointing(lr_scheduler)
-    if o.cache_latents:
-        with accelerator.main_process_first():
-            dataset.latents = latent_cache(o, pipe, dataset, size)
     loss_function = Zero123PlusLoss(pipe, accelerator.device, o.snr_gamma, o.condition_dropout)
     validation_loss = Zero123PlusLoss(pipe, accelerator.device)
-    if o.cache_latents:
-        encode_all(o, dataset, loss_function.encoder, accelerator)
+    if o.in_memory:
+        progress = partial(tqdm, desc="reading", unit="object", disable=not accelerator.is_main_process)
+        dataset = TilesInMemory(dataset, accelerator.device, o.workers, o.permute_colours, progress)
 
     # 3. Continue from the newest checkpoint
     record = {"checkpoint": absolute(o.checkpoint), "train": o.train, "lora_rank": o.lora_rank, "condition": condition}
     run = Run(o.output, accelerator, {**record, "optimizer": o.optimizer, "cameras": preset}, o.keep)
     step = run.restore(ema, optimizer)
     stream = Stream(dataset, o.seed, step * o.batch_size, o.steps * o.batch_size, o.image_sizes)
-    loader = torch.utils.data.DataLoader(
-        stream, o.micro_batch_size, num_workers=o.workers, collate_fn=list, drop_last=True
-    )
+    together = {"collate_fn": dataset.batch} if o.in_memory else {"collate_fn": list, "num_workers": o.workers}
+    loader = torch.utils.data.DataLoader(stream, o.micro_batch_size, drop_last=True, **together)
     loader = accelerator.prepare(loader)
-    log = run.open_log(step) if accelerator.is_main_process else None
+    log = StepLog(run.open_log(step) if accelerator.is_main_process else None, accelerator)
     accelerator.init_trackers("zero123plus", {k: str(v) for k, v in vars(o).items()})
-    start = saved = last = time.time()
+    last = time.time()
     bar = tqdm(total=o.steps, initial=step, unit="step", disable=not accelerator.is_main_process)
 
     # 4. Train
     total = skipped = 0
+    decays_later = o.lr_scheduler == "timed" or (o.lr_scheduler == "decay" and o.steps - step > o.decay_steps)
     for samples in loader:
         with accelerator.accumulate(model):
             loss = loss_function(model, samples)
@@ -401,14 +414,14 @@ def train(o: argparse.Namespace):
             optimizer.step()
             optimizer.zero_grad()
         total += loss.detach() / accelerator.gradient_accumulation_steps
-        skipped += sum(sample["skipped"] for sample in samples)
+        skipped += 0 if o.in_memory else sum(sample["skipped"] for sample in samples)
         if not accelerator.sync_gradients:
             continue
         lr_scheduler.step()
         ema.step(parameters)
         step += 1
         bar.update()
-        line = {"step": step, "tiles": step * o.batch_size, "loss": accelerator.reduce(total, "mean").item()}
+        line = {"step": step, "tiles": step * o.batch_size, "loss": accelerator.reduce(total, "mean")}
         now = time.time()
         line["tiles_per_second"] = round(o.batch_size / (now - last), 2)
         last = now
@@ -420,17 +433,19 @@ def train(o: argparse.Namespace):
             ema.copy_to(parameters)  # what a checkpoint holds
             line |= validate(pipe, accelerator.unwrap_model(model), validation_loss, check, path)
             ema.restore(parameters)
-        if log:
-            log.write(json.dumps(line) + "\n")
-        accelerator.log(line, step)
-        decays = o.lr_scheduler == "decay" and step == o.steps - o.decay_steps  # the state to train on from
-        done, save = decide(accelerator, now - start > 60 * o.minutes, now - saved > 60 * o.save_minutes)
+        log.write(line)
+        left = o.steps * time_left() if o.lr_scheduler == "timed" else o.steps - step
+        decays = decays_later and left <= o.decay_steps  # the state to train on from
+        decays_later &= not decays
+        done, save = decide(accelerator, time_left() < 0, now - saved > 60 * o.save_minutes)
         done |= step >= o.steps
         if done or save or decays:
-            run.save(pipe, model, ema, optimizer, step, forever=decays)
+            log.flush()
+            run.save(pipe, model, ema, optimizer, step, forever=decays and left > 0)
             saved = now
         if done:
             break
+    log.flush()
     bar.close()
     accelerator.end_training()
     if o.push_to_hub and accelerator.is_main_process:
