@@ -105,21 +105,27 @@ def generate(
     return np.stack(tiles).reshape(options.samples, len(folders), *size, 3)
 
 
-def matte_iou(pipe, folder: Path, steps: int | None) -> float:
-    """Mask IoU of the mattes of an object's true views, made of the normals that the ControlNet makes of them."""
-    mask = np.asarray(Image.open(folder / "views.webp"))[..., 3:]
-    tile = load_pictures(Image.open(folder / "views.webp"), "views")[0]
-    normals = pipe(
-        Image.open(folder / "input.webp"),
-        control_image=tile,
-        num_inference_steps=steps,
-        guidance_scale=1.0,
-        generator=torch.Generator().manual_seed(0),
-    ).images[0]
-    views, masks = split_views([tile])[0], split_views(mask[None])[0, ..., 0] > 127
-    parts = zip(views, split_views([normals.resize(tile.size)])[0])
-    ours = np.stack([cut_out(np.asarray(view), np.asarray(normal))[..., 3] > 127 for view, normal in parts])
-    return metrics.mask_iou(ours, masks)
+def matte_iou(pipe, folders: list[Path], steps: int | None, batch_size: int) -> dict[Path, float]:
+    """By object, the mask IoU of the mattes of its true views, which are made of the normals that the ControlNet makes
+    of these views.
+    """
+    found = {}
+    for start in tqdm(range(0, len(folders), batch_size), "mattes", unit="batch"):
+        batch = folders[start : start + batch_size]
+        tiles = [load_pictures(Image.open(path / "views.webp"), "views")[0] for path in batch]
+        normals = pipe(
+            [Image.open(path / "input.webp") for path in batch],
+            control_image=tiles,
+            num_inference_steps=steps,
+            guidance_scale=1.0,
+            generator=[torch.Generator().manual_seed(0) for _ in batch],
+        ).images
+        for path, tile, normal in zip(batch, tiles, normals):
+            mask = np.asarray(Image.open(path / "views.webp"))[..., 3:]
+            parts = zip(split_views([tile])[0], split_views([normal.resize(tile.size)])[0])
+            ours = [cut_out(np.asarray(view), np.asarray(shown))[..., 3] > 127 for view, shown in parts]
+            found[path] = metrics.mask_iou(np.stack(ours), split_views(mask[None])[0, ..., 0] > 127)
+    return found
 
 
 def read_predictions(folder: Path, objects: list[Path], size: tuple[int, int]) -> np.ndarray:
@@ -214,6 +220,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     if o.predictions and (o.controlnet or o.normals):
         name = "--controlnet" if o.controlnet else "--normals"
         parser.error(f"`{name}` changes nothing about the pictures of `--predictions`: leave one of them out.")
+    if o.predictions and o.check:
+        parser.error("`--check` checks the bars of a checkpoint, and `--predictions` is none: leave one of them out.")
     if o.predictions and o.save_tiles:
         parser.error("`--save_tiles` makes tiles, and `--predictions` scores tiles that are there: leave one out.")
     if o.check and not (o.checkpoint or o.predictions):
@@ -270,7 +278,7 @@ def measure_checkpoint(
     tiles, steps, mattes = {}, {group: {} for group in groups}, {}
     if o.normals:
         loading.load_controlnet(pipe, o.normals)
-        mattes = {path: matte_iou(pipe, path, o.steps) for path in tqdm(everything, "mattes", unit="object")}
+        mattes = matte_iou(pipe, everything, o.steps, o.batch_size)
         pipe.controlnet = None
 
     def measure(name: str, condition: str | None):

@@ -159,6 +159,21 @@ def test_predictions_are_scored(objects, tmp_path, capsys):
     assert Image.open(tmp_path / "out" / "views.webp").size == (64 + 6 * 64 + 8 + 6 * 64, 64)
 
 
+def test_saved_tiles_are_those_that_are_scored(objects, pipe, tmp_path):
+    """`--save_tiles` writes what the checkpoint generates, and touches no folder that is there."""
+    pipe.save_pretrained(tmp_path / "checkpoint")
+    arguments = ["--heldout", objects, "--checkpoint", tmp_path / "checkpoint", "--steps", 2, "--device", "cpu"]
+    arguments = [str(part) for part in [*arguments, "--save_tiles", tmp_path / "tiles"]]
+    evaluate.main(arguments)
+    found = Image.open(tmp_path / "tiles" / "ball-1.png")
+    picture, seed = Image.open(objects / "ball-1" / "input.webp"), torch.Generator().manual_seed(0)
+    assert found.size == (32, 48)
+    expected = pipe(picture, num_inference_steps=2, generator=seed).images[0]
+    np.testing.assert_allclose(np.array(found).astype(float), np.array(expected), atol=1)
+    with pytest.raises(SystemExit, match="tiles exists: choose a new folder"):
+        evaluate.main(arguments)
+
+
 @pytest.fixture
 def strong_controlnet(pipe, tmp_path):
     """The folder of a pipeline, and of a ControlNet with a strong, random effect."""
@@ -210,8 +225,8 @@ def test_mattes_are_scored(objects, pipe, tmp_path, monkeypatch, normal, expecte
         return type("Output", (), {"images": [Image.fromarray(normals)]})
 
     monkeypatch.setattr(type(pipe), "__call__", make_normals)
-    assert evaluate.matte_iou(pipe, folder, 1) == pytest.approx(expected, abs=0.02)
-    assert seen[0][0].size == (128, 192) and seen[0][1] == 1
+    assert evaluate.matte_iou(pipe, [folder], 1, 8)[folder] == pytest.approx(expected, abs=0.02)
+    assert seen[0][0][0].size == (128, 192) and seen[0][1] == 1
 
 
 def test_bars(capsys):
@@ -229,6 +244,12 @@ def test_a_controlnet_of_predictions_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate.main(["--predictions", str(tmp_path), "--normals", "controlnet_normals"])
     assert "`--normals` changes nothing about the pictures of `--predictions`" in capsys.readouterr().err
+
+
+def test_bars_of_predictions_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["--predictions", str(tmp_path), "--check"])
+    assert "`--check` checks the bars of a checkpoint" in capsys.readouterr().err
 
 
 def test_names_with_a_dash_are_no_toys():

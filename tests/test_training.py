@@ -17,6 +17,7 @@ from conftest import assert_differ
 from diffusers import ControlNetModel, DDIMScheduler, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import is_bitsandbytes_available
 from PIL import Image
+from torch._dynamo.utils import counters
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from evaluation import training_speed
@@ -320,8 +321,10 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(arguments, tmp_path, monk
     """With torch.compile's graphs, forwards and backwards, but not its code for the processor, which takes minutes."""
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
-    train.main(arguments("eager", 2))
-    train.main(arguments("compiled", 2, "--compile"))
+    before = counters["stats"]["unique_graphs"]
+    for name, more in (("eager", []), ("compiled", ["--compile"])):
+        train.main(arguments(name, 2, "--validation_steps", 1, *more))
+    assert counters["stats"]["unique_graphs"] - before == 2  # writing and reading; validation compiles nothing
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-3)
 
 

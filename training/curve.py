@@ -11,6 +11,7 @@ one checkpoint; each draws `CURVE.webp` again, the last from what is there. Dash
 """
 
 import argparse
+import io
 import json
 from pathlib import Path
 
@@ -105,7 +106,9 @@ def draw(lines: list[dict], path: Path):
         if len(names) > 1:
             axes.legend(fontsize=8)
     figure.supxlabel("million tiles seen", fontsize=10)
-    figure.savefig(path, dpi=90)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=90, format=path.suffix[1:])
+    write_whole(path, picture.getvalue())
 
 
 def main(argv: list[str] | None = None):

@@ -3,15 +3,14 @@
 #
 #     DATA=data/train VALIDATION=data/heldout OUT=out/gpu bash training/gpu.sh
 #     ... bash training/gpu.sh --smoke     # two steps of everything, on any machine
-#     ... bash training/gpu.sh unet        # its first part alone: the UNet, and the VAE's decoder beside it
-#     ... bash training/gpu.sh control     # its second part: ControlNets, and the ablations beside them
+#     ... bash training/gpu.sh unet        # a part alone: unet, decoder or control, in this order if none is named
 #
-# The UNet is trained from random weights for MINUTES; its rate falls to 0 in the last two fifths of them. VAE is a folder
-# with the VAE: its encoder, and so the latents, stay the same, and its decoder trains for VAE_MINUTES. The ControlNets
-# (depth, and the generator of normals) train for CONTROL_MINUTES.
+# unet: the UNet, from random weights, for MINUTES; its rate falls to 0 in the last two fifths of them. decoder: that of
+# the VAE in the folder VAE, for VAE_MINUTES; the encoder, and so the latents, stay the same. control: after the UNet the
+# ControlNets (depth, and the generator of normals), for CONTROL_MINUTES, and beside them the ablations.
 #
 # DATA and VALIDATION are folders of shards, which lie decoded on the GPU: 1,000 toys take 0.9 GB there. CONTROL is a
-# folder of shards with depth and normals, DATA if not set.
+# folder of shards with depth, normals and alpha, for all but the UNet; DATA if not set.
 #
 # The results are in OUT/result, in half precision and in files of at most 15 MB: `cat NAME.tar.* | tar x` gives `decayed`,
 # the weights to publish; `constant`, those before the rate fell, to train on from; `vae`; `controlnets`; and `ablations`,
@@ -31,7 +30,8 @@ if [ "${1:-}" = "--smoke" ]; then
 else
     train+=(--batch_size 256 --mixed_precision bf16 --workers 4)
     timed=(--lr_scheduler timed --steps 1000000 --decay_steps 400000)
-    unet=("${timed[@]}" --minutes "$minutes" --micro_batch_size 256 --compile --ema_decay 0.998 --validation_steps 2500)
+    unet=("${timed[@]}" --minutes "$minutes" --batch_size 512 --micro_batch_size 512 --learning_rate 3e-3 --compile
+        --ema_decay 0.998 --validation_steps 2000)
     controlnet=("${timed[@]}" --minutes "$control_minutes" --micro_batch_size 256 --validation_steps 1000000)
     ablation=(--steps 157 --decay_steps 63 --warmup_steps 10 --micro_batch_size 128 --validation_steps 1000000)  # 40,000 tiles
     decoder=(--minutes "$vae_minutes" --batch_size 64 --mixed_precision bf16) score=()
@@ -50,18 +50,22 @@ pack() {
 
 train_unet() {
     [ -d "$out/start" ] || python -m training.mini --vae "$vae" --output "$out/start"
-    mkdir -p "$out/vae" && cp -rT "$vae" "$out/vae/vae"
-    python -m training.train_vae --data "$DATA" --validation "$VALIDATION" --output "$out/vae" "${decoder[@]}" \
-        > "$out/result/vae.log" 2>&1 &
     "${train[@]}" --checkpoint "$out/start" --data "$DATA" --validation "$VALIDATION" --output "$out/unet" "${unet[@]}"
-    local parts=(unet vision_encoder model_index.json)
-    python -m training.publish --checkpoint "$(newest "$out/unet")" --output "$out/decayed"
-    pack decayed "$out/decayed" "${parts[@]}"
+    local name
+    for name in decayed constant; do
+        local checkpoint=$(ls -d "$out"/unet/checkpoint-* | sort -V | { [ $name = decayed ] && tail -1 || head -1; })
+        python -m training.publish --checkpoint "$checkpoint" --output "$out/$name"
+        # The text encoder is random and never trained, but the UNet knows this one only
+        pack $name "$out/$name" unet vision_encoder text_encoder tokenizer scheduler model_index.json
+    done
     cp -r "$out/unet/log.jsonl" "$out/unet/validation" "$out/result"
-    wait
+}
+
+train_decoder() {
+    mkdir -p "$out/vae" && cp -rT "$vae" "$out/vae/vae"
+    python -m training.train_vae --data "$control" --validation "$VALIDATION" --output "$out/vae" "${decoder[@]}" \
+        > "$out/result/vae.log" 2>&1
     pack vae "$out/vae" vae
-    python -m training.publish --checkpoint "$(ls -d "$out"/unet/checkpoint-* | sort -V | head -1)" --output "$out/constant"
-    pack constant "$out/constant" "${parts[@]}"
 }
 
 # A condition, and the name of the component
@@ -91,11 +95,11 @@ train_control() {
         ablate "$name" $options > "$out/result/ablation-$name.log" 2>&1 < /dev/null &
     done < training/ablations.txt
     wait
-    pack controlnets "$out/controlnets" controlnet controlnet_normals
-    (cd "$out" && ls -d ablations/*/tiles ablations/*/run/log.jsonl) > "$out/ablations.list"
+    pack controlnets "$out/controlnets" .  # what was finished
+    (cd "$out" && find ablations -name tiles -o -path "*/run/log.jsonl") > "$out/ablations.list"
     pack ablations "$out" -T "$out/ablations.list"
 }
 
-for part in "${@:-unet control}"; do
+for part in "${@:-unet decoder control}"; do
     for name in $part; do "train_$name"; done
 done
