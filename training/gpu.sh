@@ -9,6 +9,8 @@
 # the VAE in the folder VAE, for VAE_MINUTES; the encoder, and so the latents, stay the same. control: after the UNet the
 # ControlNets (depth, and the generator of normals), for CONTROL_MINUTES, and beside them the ablations.
 #
+# Nothing is compiled: torch 2.11 compiled the UNet for 7 minutes on an H100, and the first backward pass then failed.
+#
 # DATA and VALIDATION are folders of shards, which lie decoded on the GPU: 1,000 toys take 0.9 GB there. CONTROL is a
 # folder of shards with depth, normals and alpha, for all but the UNet; DATA if not set.
 #
@@ -30,8 +32,8 @@ if [ "${1:-}" = "--smoke" ]; then
 else
     train+=(--batch_size 256 --mixed_precision bf16 --workers 4)
     timed=(--lr_scheduler timed --steps 1000000 --decay_steps 400000)
-    unet=("${timed[@]}" --minutes "$minutes" --batch_size 512 --micro_batch_size 512 --learning_rate 3e-3 --compile
-        --ema_decay 0.998 --validation_steps 2000)
+    unet=("${timed[@]}" --minutes "$minutes" --batch_size 512 --micro_batch_size 512 --learning_rate 3e-3
+        --ema_decay 0.998 --validation_steps 500)
     controlnet=("${timed[@]}" --minutes "$control_minutes" --micro_batch_size 256 --validation_steps 1000000)
     ablation=(--steps 157 --decay_steps 63 --warmup_steps 10 --micro_batch_size 128 --validation_steps 1000000)  # 40,000 tiles
     decoder=(--minutes "$vae_minutes" --batch_size 64 --mixed_precision bf16) score=()

@@ -199,7 +199,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--batch_size", type=int, help="tiles a step, of all processes")
     add("--micro_batch_size", type=int, default=8, help="tiles at a time and process; the rest is accumulated")
     add("--gradient_checkpointing", action="store_true")
-    add("--compile", action="store_true", help="torch.compile the UNet, which takes minutes and pays on a GPU")
+    add("--compile", action="store_true", help="torch.compile the UNet, which takes minutes (see docs/training.md)")
     add("--mixed_precision", choices=("no", "bf16", "fp16"), help="what `accelerate launch` says if missing")
     add("--max_grad_norm", type=float, default=1.0)
     add("--condition_dropout", type=float, default=0.1, help="share of samples without condition")
