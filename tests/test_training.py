@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -266,14 +267,21 @@ def test_training_saves_what_it_trained(arguments, pipe, tmp_path):
 
 
 def test_a_run_in_memory_has_the_losses_of_one_that_reads(arguments, tmp_path):
+    """Of training and of validation."""
     for name, more in (("memory", ["--in_memory"]), ("files", [])):
         train.main(arguments(name, 2, "--validation_steps", 2, *more))
     assert losses(tmp_path / "memory") == pytest.approx(losses(tmp_path / "files"), abs=2e-3)
+    lines = [json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1]) for name in ("memory", "files")]
+    assert lines[0]["validation_loss"] == pytest.approx(lines[1]["validation_loss"], abs=2e-3)
 
 
-def test_a_timed_rate_falls_to_zero_when_the_time_is_over(arguments, tmp_path):
-    """It stands still for the first half of the time, and the weights before its fall are kept."""
-    schedule = ["--lr_scheduler", "timed", "--decay_steps", 500, "--warmup_steps", 0, "--minutes", 0.1, "--keep", 1]
+def test_a_timed_rate_falls_to_zero_when_the_time_is_over(arguments, tmp_path, monkeypatch):
+    """It stands still for the first half of the time, and the weights before its fall are kept. The clock goes on by
+    a twentieth of a second whenever it is read.
+    """
+    clock = itertools.count(step=0.05)
+    monkeypatch.setattr(train, "time", SimpleNamespace(time=lambda: next(clock)))
+    schedule = ["--lr_scheduler", "timed", "--decay_steps", 500, "--warmup_steps", 0, "--minutes", 1, "--keep", 1]
     train.main(arguments("run", 1000, *schedule, "--learning_rate", 1e-3, "--in_memory"))
     rates = [json.loads(line)["lr"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert rates[0] == 1e-3 and rates == sorted(rates, reverse=True) and rates[-1] < 2e-4

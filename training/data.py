@@ -339,7 +339,8 @@ class TilesInMemory(torch.utils.data.Dataset):
 
     def batch(self, samples: list[dict]) -> dict:
         """The pictures of samples in [-1, 1]: `image` of shape (B, 3, I, I), `tile` and, with a condition, `control`,
-        of shape (B, 3, 3 S, 2 S); and their `seed`, a list.
+        of shape (B, 3, 3 S, 2 S); and their `seed`, a list. The permutations of colours follow from the first sample's
+        seed, and so from how a step is divided into batches.
         """
         seeds = [sample["seed"] for sample in samples]
         index = torch.tensor([sample["index"] for sample in samples], device=self.device)
@@ -351,7 +352,7 @@ class TilesInMemory(torch.utils.data.Dataset):
         if self.permute_colours:
             generator = torch.Generator(self.device).manual_seed(seeds[0] + 1)
             channels = torch.rand(channels.shape, generator=generator, device=self.device).argsort(1)
-        batch = {"seed": seeds, "skipped": 0}
+        batch = {"seed": seeds}
         for name, part in self.parts.items():
             if name == "image":
                 views = part[place, k][:, None]
