@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from conftest import TILE, assert_differ, assert_same, noise_picture, seeded
 from diffusers import (
     ControlNetModel,
@@ -288,6 +289,24 @@ class TestControlNet:
             for i in range(2):
                 alone = run(controlled, pictures[i], seed=i, control_image=given[i % len(given)])
                 assert_same(both[i : i + 1], alone)
+
+    @pytest.mark.parametrize("how", ["offloaded", "compiled", "bgr"])
+    def test_tile_is_embedded_once(self, controlled, picture, run, how):
+        """Once a call, and once a step where the ControlNet is wrapped or turns the channels round."""
+        calls, tile = [], noise_picture(9, (32, 48))
+        controlnet = controlled.controlnet
+        controlnet.controlnet_cond_embedding.register_forward_hook(lambda *args: calls.append(1))
+        once = run(controlled, picture, control_image=tile)
+        assert len(calls) == 1
+        if how == "offloaded":
+            add_hook_to_module(controlnet, ModelHook())
+        elif how == "compiled":
+            controlnet.compile(backend="eager")
+        else:
+            controlnet.register_to_config(controlnet_conditioning_channel_order="bgr")
+            tile = PIL.Image.merge("RGB", tile.split()[::-1])
+        assert_same(run(controlled, picture, control_image=tile), once)
+        assert len(calls) == 1 + 2
 
     def test_several_add_up(self, controlled, picture, run):
         """A ControlNet twice at half the scale equals it once, and each ControlNet needs a tile."""
