@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -212,20 +213,21 @@ def test_controlnet_sees_the_true_depth(objects, strong_controlnet, tmp_path):
     assert one["objects"]["ball-1"]["tile PSNR"] == one["this checkpoint"]["tile PSNR"]
 
 
-@pytest.mark.parametrize("normal, expected", [((127, 127, 255), 1), ((127, 127, 127), 0)])
-def test_mattes_are_scored(objects, pipe, tmp_path, monkeypatch, normal, expected):
-    """Normals that are right give the true masks, and grey ones none."""
+def test_mattes_are_scored(objects, pipe, tmp_path, monkeypatch):
+    """Normals that are right give the true masks, and grey ones none, each in its place of the batch."""
     pytest.importorskip("pymatting")
-    folder, seen = objects / "ball-1", []
-    mask = np.asarray(Image.open(folder / "views.webp"))[..., 3:] > 127
-    normals = np.where(mask, normal, 127).astype(np.uint8)
+    shutil.copytree(objects / "ball-1", tmp_path / "grey")
+    folders, seen = [objects / "ball-1", tmp_path / "grey"], []
+    mask = np.asarray(Image.open(folders[0] / "views.webp"))[..., 3:] > 127
+    right = np.where(mask, (127, 127, 255), 127).astype(np.uint8)
 
     def make_normals(self, image, control_image, **options):
         seen.append((control_image, options["guidance_scale"]))
-        return type("Output", (), {"images": [Image.fromarray(normals)]})
+        return type("Output", (), {"images": [Image.fromarray(right), Image.new("RGB", (128, 192), (127,) * 3)]})
 
     monkeypatch.setattr(type(pipe), "__call__", make_normals)
-    assert evaluate.matte_iou(pipe, [folder], 1, 8)[folder] == pytest.approx(expected, abs=0.02)
+    found = evaluate.matte_iou(pipe, folders, 1, 8)
+    assert [found[folder] for folder in folders] == pytest.approx([1, 0], abs=0.02)
     assert seen[0][0][0].size == (128, 192) and seen[0][1] == 1
 
 

@@ -352,19 +352,21 @@ def test_tiles_in_memory_are_those_of_the_data_set(shards, condition):
 def test_permuted_colours_are_one_permutation_a_sample(shards):
     dataset = TileDataset(shards, condition="rgb")
     plain, permuted = TilesInMemory(dataset, "cpu"), TilesInMemory(dataset, "cpu", permute_colours=True)
-    samples = [{"index": 3, "seed": 5}] * 40
+    samples = [{"index": 3, "seed": 5 + i} for i in range(6)]
     before, after = plain.batch(samples), permuted.batch(samples)
     assert torch.equal(before["tile"], after["tile"])  # normals are no colours
+    assert all(torch.equal(before["image"][0], image) for image in before["image"])
     seen = set()
-    for image, control in zip(after["image"], after["control"]):
+    for i in range(6):
         orders = [
             order
             for order in itertools.permutations(range(3))
-            if torch.equal(before["image"][0][list(order)], image)
-            and torch.equal(before["control"][0][list(order)], control)
+            if torch.equal(before["image"][i][list(order)], after["image"][i])
+            and torch.equal(before["control"][i][list(order)], after["control"][i])
         ]
         assert len(orders) == 1
         seen |= set(orders)
+        assert torch.equal(permuted.batch(samples[i:])["image"], after["image"][i:])  # however a step is divided
     assert len(seen) == 6
 
 

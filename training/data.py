@@ -1,6 +1,7 @@
 """Reads the shards of `training.render` and makes training samples of them."""
 
 import io
+import itertools
 import json
 import logging
 import tarfile
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 AZIMUTHS = 6
 MEMBERS = ("inputs.webp", "targets.webp", "json")
 MAX_CORRUPT = 100  # samples in a row
+PERMUTATIONS = list(itertools.permutations(range(3)))  # of colour channels; the first leaves them where they are
 
 
 def write_whole(path: Path, data: bytes):
@@ -339,8 +341,7 @@ class TilesInMemory(torch.utils.data.Dataset):
 
     def batch(self, samples: list[dict]) -> dict:
         """The pictures of samples in [-1, 1]: `image` of shape (B, 3, I, I), `tile` and, with a condition, `control`,
-        of shape (B, 3, 3 S, 2 S); and their `seed`, a list. The permutations of colours follow from the first sample's
-        seed, and so from how a step is divided into batches.
+        of shape (B, 3, 3 S, 2 S); and their `seed`, a list, from which the permutations of colours follow.
         """
         seeds = [sample["seed"] for sample in samples]
         index = torch.tensor([sample["index"] for sample in samples], device=self.device)
@@ -348,10 +349,9 @@ class TilesInMemory(torch.utils.data.Dataset):
         mirror, steps = index % 2 == 1, torch.arange(AZIMUTHS, device=self.device)
         # As in `select_targets`
         column = torch.where(mirror[:, None], k[:, None] - steps - 1, k[:, None] + steps) % AZIMUTHS
-        channels = torch.arange(3, device=self.device).expand(len(samples), 3)
-        if self.permute_colours:
-            generator = torch.Generator(self.device).manual_seed(seeds[0] + 1)
-            channels = torch.rand(channels.shape, generator=generator, device=self.device).argsort(1)
+        # Seeds count the samples of a run, whose order is random, so that each sample meets all six by and by
+        orders = [PERMUTATIONS[seed % len(PERMUTATIONS) if self.permute_colours else 0] for seed in seeds]
+        channels = torch.tensor(orders, device=self.device)
         batch = {"seed": seeds}
         for name, part in self.parts.items():
             if name == "image":
