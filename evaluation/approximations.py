@@ -40,6 +40,7 @@ SETTINGS = {
     "guidance in the first half": (ANCESTRAL, 28, {"guidance_end": 0.5}),
     "guidance in the second half": (ANCESTRAL, 28, {"guidance_start": 0.5}),
     "Euler ancestral, 14 steps": (ANCESTRAL, 14, {}),
+    "Euler ancestral, 8 steps": (ANCESTRAL, 8, {}),
     "DPM++ 2M, 28 steps": (DPMSolverMultistepScheduler, 28, {}),
     "DPM++ 2M, 14 steps": (DPMSolverMultistepScheduler, 14, {}),
     "DPM++ 2M, 8 steps": (DPMSolverMultistepScheduler, 8, {}),

@@ -23,6 +23,7 @@ input, generated and true views). `--check` exits with 1 where a bar of `evaluat
 
 import argparse
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ def read_predictions(folder: Path, objects: list[Path], size: tuple[int, int]) -
     return np.stack(tiles)[None]
 
 
-def one_step(pipe, folders: list[Path], condition: str | None = None) -> dict:
+def one_step(pipe, folders: list[Path], batch_size: int, condition: str | None = None) -> dict:
     """The one-step prediction of objects ([`training.loss.Zero123PlusLoss.validate`]), as columns of the table."""
     samples = [
         {
@@ -158,7 +159,7 @@ def one_step(pipe, folders: list[Path], condition: str | None = None) -> dict:
     for sample, tile in zip(samples, control_tiles(folders, condition) or []):
         sample["control"] = torch.from_numpy(np.array(tile)).permute(2, 0, 1) / 127.5 - 1
     loss = Zero123PlusLoss(pipe, pipe.device)
-    measured = loss.validate(Denoiser.of(pipe).to(pipe.device), samples)
+    measured = loss.validate(Denoiser.of(pipe).to(pipe.device), samples, batch_size)
     with_, without = measured["psnr_t999_with"], measured["psnr_t999_without"]
     return {
         "one step": with_,
@@ -215,7 +216,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--samples", type=int, default=1, help="a picture; their scores are averaged")
     add("--clip", help="folder or Hub name of a CLIP model, to measure CLIP similarity too")
     add("--limit", type=int, help="score only the first N objects of each group")
-    add("--batch_size", type=int, default=8)
+    add("--batch_size", type=int, default=4, help="tiles at a time; more are faster on a GPU")
     o = parser.parse_args(argv)
     if o.predictions and (o.controlnet or o.normals):
         name = "--controlnet" if o.controlnet else "--normals"
@@ -284,7 +285,7 @@ def measure_checkpoint(
     def measure(name: str, condition: str | None):
         tiles[name] = generate(pipe, everything, size, o, condition)
         for group, members in groups.items():
-            steps[group][name] = one_step(pipe, members, condition)
+            steps[group][name] = one_step(pipe, members, o.batch_size, condition)
 
     measure(bars.OURS, None)
     if o.controlnet:
@@ -335,19 +336,27 @@ def evaluate(o: argparse.Namespace) -> bool:
         "mean training tile": np.broadcast_to(read(o.heldout / "mean.webp"), truths.shape)[None],
         "true views": truths[None],
     }
-    scores = {group: {} for group in groups}  # of each object, by system
-    with tqdm(total=len(everything) * len(systems), unit="object") as bar:
+    jobs = [(name, path) for name in systems for path in everything]
+
+    def score_job(job: tuple[str, Path]) -> dict:
+        name, path = job
+        i = everything.index(path)
+        return mean_and_error([score(tile[i], truths[i], masks[i], cameras, clip) for tile in systems[name]])[0]
+
+    # The first alone, because it loads and computes what the others share
+    with ThreadPoolExecutor(4) as pool, tqdm(total=len(jobs), unit="object") as bar:
+        rows = {jobs[0]: score_job(jobs[0])}
+        bar.update()
+        for job, row in zip(jobs[1:], pool.map(score_job, jobs[1:])):
+            rows[job] = row
+            bar.update()
+    scores = {  # of each object, by group and system
+        group: {name: {path.name: rows[name, path] for path in members} for name in systems}
+        for group, members in groups.items()
+    }
+    if mattes:
         for group, members in groups.items():
-            for name, samples in systems.items():
-                scores[group][name] = {}
-                for path in members:
-                    i = everything.index(path)
-                    rows = [score(tile[i], truths[i], masks[i], cameras, clip) for tile in samples]
-                    means, _ = mean_and_error(rows)
-                    scores[group][name][path.name] = means
-                    bar.update()
-            if mattes:
-                scores[group][bars.MATTES] = {path.name: {"mask IoU": mattes[path]} for path in members}
+            scores[group][bars.MATTES] = {path.name: {"mask IoU": mattes[path]} for path in members}
     results, errors = {}, {}
     for group, table in scores.items():
         both = {name: mean_and_error(list(rows.values())) for name, rows in table.items()}

@@ -115,7 +115,9 @@ def hull_consistency(masks: np.ndarray, poses: np.ndarray, intrinsics: np.ndarra
     """
     pixels = grid_pixels(*masks.shape[1:], *(np.asarray(x, np.float64).tobytes() for x in (poses, intrinsics)))
     padded = np.pad(masks.reshape(len(masks), -1), ((0, 0), (0, 1)))  # what lies beside a picture is in no mask
-    hull = np.logical_and.reduce([mask[pixel] for mask, pixel in zip(padded, pixels)])
+    hull = np.flatnonzero(padded[0][pixels[0]])  # a view after the other, because each leaves few points to the next
+    for mask, pixel in zip(padded[1:], pixels[1:]):
+        hull = hull[mask[pixel[hull]]]
     filled = np.zeros_like(padded)
     for view, pixel in zip(filled, pixels):
         view[pixel[hull]] = True

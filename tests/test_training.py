@@ -294,6 +294,13 @@ def test_a_timed_rate_needs_a_time(arguments):
         train.main(arguments("run", 1, "--lr_scheduler", "timed"))
 
 
+def test_validation_is_the_same_however_it_is_divided(pipe, shards):
+    model, dataset = loss.Denoiser.of(pipe), TileDataset(shards)
+    measure = loss.Zero123PlusLoss(pipe, torch.device("cpu")).validate
+    whole, parts = (measure(model, [dataset[i] for i in range(3)], batch_size) for batch_size in (3, 2))
+    assert whole == pytest.approx(parts, abs=2e-3)
+
+
 def test_validation_tiles_use_the_trained_ramp(pipe, shards):
     model, samples = loss.Denoiser.of(pipe), [TileDataset(shards)[0]]
     model.ramp.data += 1

@@ -3,11 +3,12 @@
 #
 #     DATA=data/train VALIDATION=data/heldout OUT=out/gpu bash training/gpu.sh
 #     ... bash training/gpu.sh --smoke     # two steps of everything, on any machine
-#     ... bash training/gpu.sh unet        # a part alone: unet, decoder or control, in this order if none is named
+#     ... bash training/gpu.sh unet        # parts alone: unet, decoder, controlnets, ablations; without a name all
 #
-# unet: the UNet, from random weights, for MINUTES; its rate falls to 0 in the last two fifths of them. decoder: that of
-# the VAE in the folder VAE, for VAE_MINUTES; the encoder, and so the latents, stay the same. control: after the UNet the
-# ControlNets (depth, and the generator of normals), for CONTROL_MINUTES, and beside them the ablations.
+# unet: the UNet, from CHECKPOINT or else from random weights, for MINUTES; its rate falls to 0 in the last two fifths.
+# decoder: that of the VAE in the folder VAE, for VAE_MINUTES; the encoder, and so the latents, stay the same.
+# controlnets: depth, and the generator of normals, for CONTROL_MINUTES. ablations: those of training/ablations.txt.
+# ControlNets and ablations are of the UNet that was trained in OUT, or else of CHECKPOINT, or else of this repository.
 #
 # Nothing is compiled: torch 2.11 compiled the UNet for 7 minutes on an H100, and the first backward pass then failed.
 #
@@ -44,6 +45,11 @@ newest() {
     ls -d "$1"/checkpoint-* | sort -V | tail -1
 }
 
+# The checkpoint that ControlNets and ablations start from
+trained() {
+    if [ -d "$out/unet" ]; then newest "$out/unet"; else echo "${CHECKPOINT:-.}"; fi
+}
+
 # Packs parts of a folder under a name
 pack() {
     tar c -C "$2" "${@:3}" | split -b 15M -d - "$out/result/$1.tar."
@@ -51,8 +57,10 @@ pack() {
 }
 
 train_unet() {
-    [ -d "$out/start" ] || python -m training.mini --vae "$vae" --output "$out/start"
-    "${train[@]}" --checkpoint "$out/start" --data "$DATA" --validation "$VALIDATION" --output "$out/unet" "${unet[@]}"
+    if [ -z "${CHECKPOINT:-}" ] && [ ! -d "$out/start" ]; then
+        python -m training.mini --vae "$vae" --output "$out/start"
+    fi
+    "${train[@]}" --checkpoint "${CHECKPOINT:-$out/start}" --data "$DATA" --validation "$VALIDATION" --output "$out/unet" "${unet[@]}"
     local name
     for name in decayed constant; do
         local checkpoint=$(ls -d "$out"/unet/checkpoint-* | sort -V | { [ $name = decayed ] && tail -1 || head -1; })
@@ -87,21 +95,26 @@ ablate() {
         ${score[@]+"${score[@]}"}
 }
 
-train_control() {
-    trained=$(newest "$out/unet")
+train_controlnets() {
+    trained=$(trained)
     [ -d "$out/small" ] || python -m training.mini --checkpoint "$trained" --controlnet --output "$out/small"
     train_controlnet depth controlnet > "$out/result/depth.log" 2>&1 &
     train_controlnet rgb controlnet_normals > "$out/result/normals.log" 2>&1 &
+    wait
+    pack controlnets "$out/controlnets" .  # what was finished
+}
+
+train_ablations() {
+    trained=$(trained)
     while read -r name options; do
         # shellcheck disable=SC2086  # the options are words
         ablate "$name" $options > "$out/result/ablation-$name.log" 2>&1 < /dev/null &
     done < training/ablations.txt
     wait
-    pack controlnets "$out/controlnets" .  # what was finished
     (cd "$out" && find ablations -name tiles -o -path "*/run/log.jsonl") > "$out/ablations.list"
     pack ablations "$out" -T "$out/ablations.list"
 }
 
-for part in "${@:-unet decoder control}"; do
+for part in "${@:-unet decoder controlnets ablations}"; do
     for name in $part; do "train_$name"; done
 done

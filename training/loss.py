@@ -4,6 +4,7 @@ The trainer, its validation and the one-step measure of the evaluation all use [
 """
 
 import copy
+from statistics import fmean
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
@@ -285,32 +286,40 @@ class Zero123PlusLoss:
         return v.float(), self.scheduler.get_velocity(tile, noise, timesteps), noisy_tile
 
     @torch.no_grad()
-    def validate(self, model: torch.nn.Module, samples: list[dict]) -> dict:
+    def validate(self, model: torch.nn.Module, samples: list[dict], batch_size: int = 8) -> dict:
         """Measures held-out samples; the same noise is drawn every time.
+
+        Args:
+            model: a [`Denoiser`], or what accelerate made of one.
+            samples: as [`Encoder`] takes them.
+            batch_size: samples at a time, which changes no result.
 
         Returns:
             `validation_loss`, the mean v-loss of `VALIDATION_TIMESTEPS`, with the condition; and the PSNR in dB of the
             tile that is predicted in one step from pure noise (t = 999), `psnr_t999_with` and `psnr_t999_without` the
             condition. Their difference tells whether the condition works, long before samples look like anything.
         """
-        encoded, losses = self.encoder(samples), []
-        with_condition, without = torch.ones(len(samples)), torch.zeros(len(samples))
 
-        def predict(t: int, keep: torch.Tensor):
-            generators = [torch.Generator().manual_seed(1000 * i + t) for i in range(len(samples))]
-            timesteps = torch.full((len(samples),), t, device=self.device)
-            return self.predict(model, encoded, timesteps, keep.to(self.device), generators)
+        def predict(encoded: dict, indices: range, t: int, keep: float):
+            generators = [torch.Generator().manual_seed(1000 * i + t) for i in indices]
+            timesteps, keep = (torch.full((len(indices),), value, device=self.device) for value in (t, keep))
+            return self.predict(model, encoded, timesteps, keep, generators)
 
-        for t in VALIDATION_TIMESTEPS:
-            v, target, _ = predict(t, with_condition)
-            losses.append((v - target).square().mean().item())
-        result = {"validation_loss": round(sum(losses) / len(losses), 4)}
-        truth = torch.stack([sample["tile"] for sample in samples])
+        losses, psnr = [], {"with": [], "without": []}
         alpha = self.scheduler.alphas_cumprod[999].to(self.device)
-        for name, keep in (("with", with_condition), ("without", without)):
-            v, _, noisy = predict(999, keep)
-            latents = unscale_latents(alpha.sqrt() * noisy - (1 - alpha).sqrt() * v) / self.vae.config.scaling_factor
-            pixels = unscale_image(self.vae.decode(latents.to(self.vae.dtype)).sample).float().cpu().clamp(-1, 1)
-            error = (pixels - truth).square().mean((1, 2, 3)) / 4
-            result[f"psnr_t999_{name}"] = round(-10 * torch.log10(error).mean().item(), 3)
-        return result
+        for start in range(0, len(samples), batch_size):
+            batch = samples[start : start + batch_size]
+            indices, encoded = range(start, start + len(batch)), self.encoder(batch)
+            truth = torch.stack([sample["tile"] for sample in batch])
+            for t, keep in [*((t, 1.0) for t in VALIDATION_TIMESTEPS), (999, 0.0)]:
+                v, target, noisy = predict(encoded, indices, t, keep)
+                if keep:
+                    losses += (v - target).square().mean((1, 2, 3)).tolist()
+                if t == 999:
+                    latents = unscale_latents(alpha.sqrt() * noisy - (1 - alpha).sqrt() * v)
+                    latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+                    pixels = unscale_image(self.vae.decode(latents).sample).float().cpu().clamp(-1, 1)
+                    error = (pixels - truth).square().mean((1, 2, 3)) / 4
+                    psnr["with" if keep else "without"] += (-10 * torch.log10(error)).tolist()
+        means = {f"psnr_t999_{name}": round(fmean(values), 3) for name, values in psnr.items()}
+        return {"validation_loss": round(fmean(losses), 4), **means}

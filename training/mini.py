@@ -35,9 +35,9 @@ REFERENCE_SIZE = 192  # the picture is seen finer than the views are made
 CLIP_SIZE = 64
 TOKENS = 16
 WIDTH = 256  # of the text states, and so of the CLIP image embedding
-# What a call uses that names neither. Low guidance suits a small model, and on 12 toys that are neither trained on nor
-# evaluated its tiles are as good after 12 or 16 steps (LPIPS 0.315) as after 28 (0.316).
-DEFAULT_STEPS, DEFAULT_GUIDANCE = 16, 2.0
+# What a call uses that names neither. Low guidance suits a small model. On 24 toys that are neither trained on nor
+# evaluated its tiles are as good after 8 steps as after 16 (PSNR 18.48 and 18.40, LPIPS 0.318 and 0.315).
+DEFAULT_STEPS, DEFAULT_GUIDANCE = 8, 2.0
 
 # The linear schedule of the paper: more steps at high noise than Stable Diffusion's scaled-linear one (section 2.1).
 SCHEDULE = {
