@@ -86,16 +86,19 @@ def grid_pixels(height: int, width: int, poses: bytes, intrinsics: bytes) -> np.
     """
     # Half a pixel apart, so that a filled solid leaves no holes between its points
     axis = np.linspace(-0.5, 0.5, 2 * max(height, width))
-    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
-    points = points[np.square(points).sum(1) <= 0.25]
-    pixels = []
-    for pose in np.frombuffer(poses).reshape(-1, 4, 4):
-        camera = np.frombuffer(intrinsics).reshape(3, 3) @ np.diag([1, -1, -1]) @ pose[:3, :3].T
-        x, y, z = camera @ (points - pose[:3, 3]).T
-        column, row = np.floor(x / z).astype(np.int32), np.floor(y / z).astype(np.int32)
-        seen = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        pixels.append(np.where(seen, row * width + column, height * width))
-    return np.stack(pixels)
+    slices = []
+    for x in axis:  # a slice at a time stays in the processor's cache
+        points = np.stack(np.meshgrid(x, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+        points = points[np.square(points).sum(1) <= 0.25]
+        pixels = []
+        for pose in np.frombuffer(poses).reshape(-1, 4, 4):
+            camera = np.frombuffer(intrinsics).reshape(3, 3) @ np.diag([1, -1, -1]) @ pose[:3, :3].T
+            u, v, w = camera @ (points - pose[:3, 3]).T
+            column, row = np.floor(u / w).astype(np.int32), np.floor(v / w).astype(np.int32)
+            seen = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            pixels.append(np.where(seen, row * width + column, height * width))
+        slices.append(pixels)
+    return np.concatenate(slices, axis=1)
 
 
 def hull_consistency(masks: np.ndarray, poses: np.ndarray, intrinsics: np.ndarray) -> float:
