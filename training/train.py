@@ -381,7 +381,8 @@ def train(o: argparse.Namespace):
     lr_scheduler = build_schedule(o.lr_scheduler, optimizer, o.warmup_steps, o.steps, o.decay_steps, time_left)
     model, optimizer = accelerator.prepare(model.train(), optimizer)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    ema = EMAModel(parameters, decay=o.ema_decay, use_ema_warmup=False, foreach=True)
+    # All weights at once, which torch does not do for sharded ones
+    ema = EMAModel(parameters, decay=o.ema_decay, use_ema_warmup=False, foreach=not sharded)
     accelerator.register_for_checkpointing(lr_scheduler)
     loss_function = Zero123PlusLoss(pipe, accelerator.device, o.snr_gamma, o.condition_dropout)
     validation_loss = Zero123PlusLoss(pipe, accelerator.device)
