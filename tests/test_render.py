@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow  # Blender starts and renders
 
 import helpers  # noqa: E402
 
-from pipeline import CAMERAS, load_pictures  # noqa: E402
+from pipeline import CAMERAS  # noqa: E402
 from training import blender, render, toys  # noqa: E402
 from training.data import load_objects  # noqa: E402
 from zero123plus.exports import EXPORTS  # noqa: E402
@@ -89,7 +89,7 @@ def test_exported_views_carve_out_the_mesh(preset, tmp_path):
     blender.light(blender.hdri_paths()[0], 0, 1)
     cameras = blender.tile_cameras(CAMERAS[preset])
     views = [blender.render_view(camera, helpers.SIZE, str(tmp_path))["rgba"] for camera in cameras]
-    views = load_pictures([Image.fromarray(view) for view in views], "views")
+    views = [Image.fromarray(view) for view in views]
     poses = CAMERAS[preset].poses()
     intrinsics = CAMERAS[preset].intrinsics(helpers.SIZE, helpers.SIZE)
 
