@@ -651,16 +651,17 @@ class _Call:
 
 def embed_control_tiles(controlnet: torch.nn.Module, tiles: list) -> tuple[torch.nn.Module, list]:
     """Embeds a control tile once for all steps of a call. [`ControlNetModel`] embeds it in every step, which at the
-    mini's size takes three times as long as the rest of it.
+    mini's size is most of its work (docs/speed.md).
 
     Args:
         controlnet: of the pipeline.
         tiles: control tiles of shape (B, 3, H, W), one for each ControlNet.
 
     Returns:
-        A copy of the ControlNet, which shares its weights and takes embedded tiles, and the tile embedded. Because it
-        is a copy, threads can share the ControlNet. Several ControlNets, one that is offloaded or compiled, and one
-        that takes BGR are returned as they are, with their tiles: a copy would not do what they do.
+        A copy of the ControlNet, which shares its weights and takes embedded tiles, and the tile embedded, of shape
+        (B, C, h, w) with the channels of the UNet's first level. Because it is a copy, threads can share the original.
+        Several ControlNets, one that an offloading hook wraps or that is compiled, and one that takes BGR are returned
+        as they are, with their tiles: a copy would not do what they do.
     """
     wrapped = "forward" in vars(controlnet) or getattr(controlnet, "_compiled_call_impl", None) is not None
     if wrapped or type(controlnet) is not ControlNetModel:

@@ -6,7 +6,8 @@ Quality is that of a checkpoint on held-out objects, measured on the tile as `ev
 compares with the tiles of the first row, from the same seeds. A solver that draws other noise gives other tiles, which
 are not worse for that: judge those by their distance to the truth. Time is that of the model of
 `evaluation.benchmark`, random weights in the proportions of the public checkpoints, because the mini's pictures are so
-small that its reference costs next to nothing. Writes `--output` (JSON) and prints a table.
+small that its reference costs next to nothing. bfloat16 is left out on a processor without it. Writes `--output`
+(JSON) and prints a table.
 """
 
 import argparse

@@ -148,7 +148,9 @@ def read_predictions(folder: Path, objects: list[Path], size: tuple[int, int]) -
 
 
 def one_step(pipe, folders: list[Path], batch_size: int, condition: str | None = None) -> dict:
-    """The one-step prediction of objects ([`training.loss.Zero123PlusLoss.validate`]), as columns of the table."""
+    """The one-step prediction of objects ([`training.loss.Zero123PlusLoss.validate`]), `batch_size` at a time, as
+    columns of the table: PSNR in dB, and the v-loss.
+    """
     samples = [
         {
             "image": load_pictures(Image.open(path / "input.webp"), "input")[0],
