@@ -8,8 +8,11 @@ if python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
 else
     processes=1
     while [ $((2 * processes)) -le "$(nproc)" ] && [ $processes -lt 64 ]; do processes=$((2 * processes)); done
-    tcmalloc=$(ldconfig -p 2>/dev/null | sed -n 's/.*=> \(.*libtcmalloc_minimal.*\)/\1/p' | head -1 || true)
-    launch=(env ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1
-        ${tcmalloc:+LD_PRELOAD="$tcmalloc"} python -m torch.distributed.run --standalone --nproc_per_node "$processes")
+    preload=()
+    if ldconfig -p 2>/dev/null | grep "libtcmalloc_minimal\.so\.4 " > /dev/null; then  # not the slow libtcmalloc_minimal_debug
+        preload=(LD_PRELOAD=libtcmalloc_minimal.so.4)
+    fi
+    launch=(env ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 ${preload[@]+"${preload[@]}"}
+        python -m torch.distributed.run --standalone --nproc_per_node "$processes")
     precision=$(python -c "from zero123plus.loading import *; print('bf16' if cpu_has_bfloat16() else 'no')" 2>/dev/null)
 fi
