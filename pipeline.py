@@ -1531,19 +1531,20 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if kept and self._kept_reference:  # which may have ended meanwhile
             self._kept_reference = kept
 
-        # 6. Decode
-        if not torch.isfinite(latents).all():
-            raise ValueError(
-                f"The latents are not finite: {self.unet.dtype} overflowed, or a callback or LoRA broke them. Load the"
-                " pipeline with dtype=torch.bfloat16 or torch.float32."
-            )
-        latents = unscale_latents(latents)
-        if output_type == "latent":
-            images, views = latents, None
-        else:
+        # 6. Decode. What is not finite would become black pictures
+        latents = result = unscale_latents(latents)
+        if output_type != "latent":
             latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-            pixels = unscale_image(self.vae.decode(latents, return_dict=False)[0])
-            images = self.image_processor.postprocess(pixels, output_type=output_type)
+            result = unscale_image(self.vae.decode(latents, return_dict=False)[0])
+        if not torch.isfinite(result).all():
+            raise ValueError(
+                f"The result is not finite: the UNet in {self.unet.dtype} or the VAE in {self.vae.dtype} overflowed,"
+                " or a callback or LoRA broke the latents. Load the pipeline with dtype=torch.bfloat16 or"
+                " torch.float32."
+            )
+        images, views = result, None
+        if output_type != "latent":
+            images = self.image_processor.postprocess(result, output_type=output_type)
             views = split_views(images)
         self.maybe_free_model_hooks()
         return Zero123PlusPipelineOutput(images=images, views=views) if return_dict else (images, views)

@@ -178,12 +178,13 @@ def test_interrupt_stops_denoising(pipe, picture, run):
     assert steps == [0, 0, 1]
 
 
-def test_not_finite_is_an_error(pipe, picture, run):
+@pytest.mark.parametrize(("factor", "output_type"), [(float("nan"), "latent"), (float("nan"), "pil"), (1e30, "pil")])
+def test_not_finite_is_an_error(pipe, picture, run, factor, output_type):
     def callback(pipe, step, timestep, tensors):
-        return {"latents": tensors["latents"] * float("nan")}
+        return {"latents": tensors["latents"] * factor}  # 1e30 overflows in the VAE
 
-    with pytest.raises(ValueError, match="not finite: torch.float32"):
-        run(pipe, picture, callback_on_step_end=callback)
+    with pytest.raises(ValueError, match="not finite: the UNet in torch.float32"):
+        run(pipe, picture, num_inference_steps=1, callback_on_step_end=callback, output_type=output_type)
 
 
 @pytest.mark.parametrize(
