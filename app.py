@@ -23,7 +23,7 @@ import PIL.Image
 import torch
 
 from pipeline import load_pictures
-from zero123plus import loading
+from zero123plus import loading, options
 from zero123plus.exports import EXPORTS
 from zero123plus.pictures import FORMATS, prepare, read_picture
 from zero123plus.preview import Preview, write_turntable
@@ -170,8 +170,8 @@ def build(pipe) -> gr.Blocks:
                 archive = shutil.make_archive(str(result), "zip", folder, "views")
                 mesh = result / "glb" / "mesh.glb"
                 yield tile, views, str(result / "turntable.webp"), str(mesh) if mesh.exists() else None, archive
-        except (MemoryError, OSError, ValueError) as error:
-            raise gr.Error(" ".join(str(error).split())) from error
+        except (MemoryError, OSError, ValueError, torch.OutOfMemoryError) as error:
+            raise gr.Error(options.one_line(error)) from error
 
     with gr.Blocks(title="Zero123++", delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as page:
         gr.Markdown("# Zero123++\nOne picture of an object in, six consistent views of it out.")
@@ -220,10 +220,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         description="The page: six views of a picture.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    loading.add_checkpoint_options(add)
-    add("--dtype", choices=loading.DTYPES, help=loading.DTYPE_HELP)
+    options.add_checkpoint_options(add)
+    add("--dtype", choices=loading.DTYPES, help=options.DTYPE_HELP)
     add("--host", help="address to listen on; this machine alone if missing")
-    add("--port", type=int, help="the first free one from 7860 if missing")
+    add("--port", type=options.number(int, 1, 65535), help="the first free one from 7860 if missing")
     return parser.parse_args(argv)
 
 
@@ -233,10 +233,12 @@ def launch(page: gr.Blocks, **options):
     return page.launch(max_file_size=MAX_FILE_SIZE, theme=theme, css=CSS, **options)
 
 
+@options.command
+def main(argv: list[str] | None = None):
+    """The command line."""
+    o = parse_options(argv)
+    launch(build(options.load_from_options(o, o.dtype)), server_name=o.host, server_port=o.port)
+
+
 if __name__ == "__main__":
-    o = parse_options(None)
-    try:
-        pipe = loading.load_from_options(o, o.dtype)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"app.py: {error}") from error
-    launch(build(pipe), server_name=o.host, server_port=o.port)
+    main()

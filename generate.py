@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from zero123plus import jobs, loading, pictures, results, upscale
+from zero123plus import jobs, loading, options, pictures, results, upscale
 from zero123plus.exports import EXPORTS, check_exports
 
 
@@ -25,21 +25,23 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("pictures", nargs="+", metavar="PICTURE", help="file, folder, pattern, or URL that fsspec knows")
     add("-o", "--output", required=True, help="folder or URL to write to, one folder a picture")
-    loading.add_checkpoint_options(add)
-    add("--dtype", choices=loading.DTYPES, help=loading.DTYPE_HELP)
-    add("--steps", type=int, help="denoising steps (default: the checkpoint's)")
+    options.add_checkpoint_options(add)
+    add("--dtype", choices=loading.DTYPES, help=options.DTYPE_HELP)
+    add("--steps", type=options.count, help="denoising steps (default: the checkpoint's)")
     add("--guidance", type=float, help="guidance scale (default: the checkpoint's)")
-    add("--seed", type=int, default=0, help="of every picture (default: %(default)s)")
-    add("--batch-size", type=int, default=1, help="pictures at a time (default: %(default)s)")
+    add("--seed", type=options.seed, default=0, help="of every picture (default: %(default)s)")
+    add("--batch-size", type=options.count, default=1, help="pictures at a time (default: %(default)s)")
     add("--remove-background", action="store_true", help="with rembg, where a picture has no transparency")
-    add("--foreground-ratio", type=float, help="recentre: the object's larger side as a share of the picture's")
+    add(
+        "--foreground-ratio", type=options.share, help="recentre: the object's larger side as a share of the picture's"
+    )
     add("--export", choices=EXPORTS, action="append", default=[], help="also write the views for this program")
     add("--upscale", type=int, choices=[upscale.SCALE], help="make the views this many times as large, by Real-ESRGAN")
     add("--preview", action="store_true", help="show a batch's first picture in NAME.preview.png while it forms")
     add("--overwrite", action="store_true", help="replace results of an earlier run")
     add("--resume", action="store_true", help="leave out pictures whose results are there")
     add("--ray", metavar="ADDRESS", help="run on this Ray cluster ('auto': the one at hand), a model per worker")
-    add("--workers", type=int, default=1, help="on the Ray cluster, each with a GPU if --device is cuda")
+    add("--workers", type=options.count, default=1, help="on the Ray cluster, each with a GPU if --device is cuda")
     return parser.parse_args(argv)
 
 
@@ -50,8 +52,6 @@ def say(line: object):
 
 def run(o: argparse.Namespace) -> int:
     """Makes all views and returns the exit status."""
-    if o.steps is not None and o.steps < 1 or o.batch_size < 1:
-        raise ValueError(f"--steps is {o.steps} and --batch-size {o.batch_size}: both must be 1 or more.")
     check_exports(o.export)
     if o.upscale:
         upscale.check_packages()
@@ -103,11 +103,11 @@ def run(o: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    options = parse_options(argv)
+    o = parse_options(argv)
     try:
-        return run(options)
+        return run(o)
     except (ImportError, OSError, ValueError) as error:
-        say(jobs.describe(error))
+        say(options.one_line(error))
         return 2
     except KeyboardInterrupt:
         say("interrupted")

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from zero123plus import loading
 from zero123plus.deep_cache import DeepCache
+from zero123plus.options import add_checkpoint_options, command, count, load_from_options, number
 
 from . import benchmark, metrics
 from .evaluate import read
@@ -78,23 +79,29 @@ def applies(pipe, setting: tuple) -> bool:
         return False
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Compare faster settings with the exact one.")
     add = parser.add_argument
-    loading.add_checkpoint_options(add)
-    add("--limit", type=int, default=8, help="held-out objects (default: %(default)s)")
+    add_checkpoint_options(add)
+    add("--limit", type=count, default=8, help="held-out objects (default: %(default)s)")
     add("--settings", nargs="+", default=[""], help="only those whose names begin so, beside the first")
     add("--guidance", type=float, help="scale of classifier-free guidance (default: the checkpoint's)")
     add("--dtype", default="float16" if torch.cuda.is_available() else "float32", help="of what is timed")
-    add("--repeats", type=int, default=1, help="of the timing; the shortest counts (default: %(default)s), 0: none")
+    add(
+        "--repeats",
+        type=number(int, 0),
+        default=1,
+        help="of the timing; the shortest counts (default: %(default)s), 0: none",
+    )
     add("--output", type=Path, default=Path("out/approximations.json"), help="file of the results, which is replaced")
     o = parser.parse_args(argv)
     objects = sorted(path.parent for path in FOLDER.glob("*/views.webp"))[: o.limit]
     truths = np.stack([read(path / "views.webp") for path in objects])
     pictures = [Image.open(path / "input.webp") for path in objects]
     o.device = loading.choose_device(o.device)
-    pipe = loading.load_from_options(o, "float32")
+    pipe = load_from_options(o, "float32")
     pipe.set_progress_bar_config(disable=True)
     if o.repeats:
         size = benchmark.SMALL if torch.device(o.device).type == "cpu" else benchmark.FULL

@@ -52,6 +52,7 @@ from transformers import (
 from pipeline import CAMERAS, ReferenceCache, Zero123PlusPipeline, install_reference_attention
 from training.mini import SCHEDULE, build_tokenizer
 from zero123plus.loading import ROOT, cpu_has_bfloat16
+from zero123plus.options import command, count
 
 from . import plain, training_speed
 
@@ -361,9 +362,9 @@ def measure(pipe, baseline, size: dict, batch: int, steps: int, repeats: int) ->
 
     @torch.no_grad()
     def call(which, steps):
-        counts = [batch] if which is not baseline or batch == 1 or several else [1] * batch
-        for count in counts:
-            latents = tiles(which, steps, count, torch.Generator().manual_seed(0))
+        parts = [batch] if which is not baseline or batch == 1 or several else [1] * batch
+        for part in parts:
+            latents = tiles(which, steps, part, torch.Generator().manual_seed(0))
             which.vae.decode((latents / which.vae.config.scaling_factor).to(which.vae.dtype))
 
     def latents_of_shared_noise(which):
@@ -446,6 +447,7 @@ def report(rows: list[dict], o: argparse.Namespace):
     o.output.write_text(json.dumps({"machine": machine, "results": rows}, indent=2) + "\n")
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Time the pipeline.")
@@ -453,9 +455,9 @@ def main(argv: list[str] | None = None):
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     add("--dtypes", nargs="+", choices=("float16", "bfloat16", "float32"), help="default: float16; float32 on a CPU")
     add("--modes", nargs="+", choices=("eager", "compiled"), default=["eager"], help="default: eager")
-    add("--batches", nargs="+", type=int, help="default: 1 4; 32 for --training")
-    add("--steps", nargs="+", type=int, help="default: 28; 4 on a CPU")
-    add("--repeats", type=int, default=3, help="timed calls, of which the median is reported (default: %(default)s)")
+    add("--batches", nargs="+", type=count, help="default: 1 4; 32 for --training")
+    add("--steps", nargs="+", type=count, help="default: 28; 4 on a CPU")
+    add("--repeats", type=count, default=3, help="timed calls, of which the median is reported (default: %(default)s)")
     add("--size", choices=("full", "small"), help="default: full; small on a CPU")
     add("--baseline", type=Path, default=Path(plain.__file__), help="file of a pipeline to time beside it")
     add("--output", type=Path, default=Path("out/benchmark.json"), help="file of the results, which is replaced")
@@ -487,10 +489,7 @@ def main(argv: list[str] | None = None):
         if made != (dtype, mode):
             pipe = baseline = None  # free the memory for the next pair
             pipe = build(size, o.device, dtype)
-            try:
-                baseline = load_baseline(o.baseline, pipe)
-            except (OSError, ValueError) as error:
-                raise SystemExit(str(error)) from error
+            baseline = load_baseline(o.baseline, pipe)
             if mode == "compiled":
                 compile_pipeline(pipe)
             made = dtype, mode

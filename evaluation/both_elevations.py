@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pipeline import CAMERAS, Cameras
 from training.data import TileDataset, on_grey, read_object, select_targets, select_views
 from zero123plus import loading
+from zero123plus.options import add_checkpoint_options, command, count, load_from_options
 from zero123plus.pictures import foreground
 
 from . import metrics
@@ -60,20 +61,21 @@ def measure(made: list[list[np.ndarray]], items: list[dict], which: slice, camer
     return rows
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Measure views at both elevations.")
     add = parser.add_argument
-    loading.add_checkpoint_options(add)
+    add_checkpoint_options(add)
     add("--renders", type=Path, required=True, help="shards of the held-out toys")
-    add("--steps", type=int, help="denoising steps; the checkpoint's if missing")
+    add("--steps", type=count, help="denoising steps; the checkpoint's if missing")
     add("--guidance", type=float, help="guidance scale; the checkpoint's if missing")
-    add("--limit", type=int, help="measure only the first N objects")
+    add("--limit", type=count, help="measure only the first N objects")
     o = parser.parse_args(argv)
     dataset = TileDataset(o.renders)
-    pipe = loading.load_from_options(o, "float32")
+    pipe = load_from_options(o, "float32")
     if not loading.same_cameras(pipe.cameras, CAMERAS[dataset.preset]):
-        raise SystemExit(f"{o.renders} has the cameras of {dataset.preset}, but the checkpoint has {pipe.cameras}.")
+        raise ValueError(f"{o.renders} has the cameras of {dataset.preset}, but the checkpoint has {pipe.cameras}.")
     pipe.set_progress_bar_config(disable=True)
     groups = {}
     for item in map(read_object, dataset.entries[: o.limit]):

@@ -11,6 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
+from zero123plus.options import command
+
 from .bars import OURS
 from .evaluate import markdown, mean_and_error
 
@@ -30,6 +32,7 @@ def differences(ours: dict[str, dict], control: dict[str, dict]) -> tuple[dict, 
     return mean_and_error([{key: ours[name][key] - control[name][key] for key in ours[name]} for name in ours])
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="One table of several results.json.")

@@ -32,9 +32,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline import Cameras, load_pictures, split_views
+from training.data import write_whole
 from training.loss import Denoiser, Zero123PlusLoss
 from zero123plus import loading
 from zero123plus.mattes import cut_out
+from zero123plus.options import add_checkpoint_options, command, count, load_from_options
 from zero123plus.pictures import foreground
 
 from . import bars, metrics
@@ -202,7 +204,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         description="Score a checkpoint on held-out objects.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    loading.add_checkpoint_options(add)
+    add_checkpoint_options(add)
     add("--controlnet", help="folder or Hub name of a ControlNet, which sees the objects' true shapes")
     add("--condition", default="depth", choices=SHOWN, help="what the ControlNet sees")
     add("--normals", help="folder or Hub name of a ControlNet that makes normals, to score mattes")
@@ -212,13 +214,13 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--heldout", type=Path, default=FOLDER, help="objects, of evaluation.heldout")
     add("--output", type=Path, default=Path("out/evaluation"), help="folder of the results, which are replaced")
-    add("--steps", type=int, help="denoising steps; the checkpoint's if missing")
+    add("--steps", type=count, help="denoising steps; the checkpoint's if missing")
     add("--guidance", type=float, help="guidance scale; the checkpoint's if missing")
     add("--check", action="store_true", help="exit with 1 where a bar of evaluation.bars is missed")
-    add("--samples", type=int, default=1, help="a picture; their scores are averaged")
+    add("--samples", type=count, default=1, help="a picture; their scores are averaged")
     add("--clip", help="folder or Hub name of a CLIP model, to measure CLIP similarity too")
-    add("--limit", type=int, help="score only the first N objects of each group")
-    add("--batch_size", type=int, default=4, help="tiles at a time; more are faster on a GPU")
+    add("--limit", type=count, help="score only the first N objects of each group")
+    add("--batch_size", type=count, default=4, help="tiles at a time; more are faster on a GPU")
     o = parser.parse_args(argv)
     if o.predictions and (o.controlnet or o.normals):
         name = "--controlnet" if o.controlnet else "--normals"
@@ -274,7 +276,7 @@ def measure_checkpoint(
         together; and by object, the mask IoU of its mattes, if `--normals` asks for them.
     """
     everything = [path for members in groups.values() for path in members]
-    pipe = loading.load_from_options(o, "float32")
+    pipe = load_from_options(o, "float32")
     if not loading.same_cameras(pipe.cameras, cameras):
         raise ValueError(f"The checkpoint has the cameras {pipe.cameras}, but the held-out views {cameras}.")
     pipe.set_progress_bar_config(disable=True)
@@ -304,7 +306,7 @@ def save_tiles(o: argparse.Namespace, objects: list[Path]):
     """
     if o.save_tiles.exists():
         raise ValueError(f"`--save_tiles` {o.save_tiles} exists: choose a new folder.")
-    pipe = loading.load_from_options(o, "float32")
+    pipe = load_from_options(o, "float32")
     pipe.set_progress_bar_config(disable=True)
     if o.controlnet:
         loading.load_controlnet(pipe, o.controlnet)
@@ -371,13 +373,13 @@ def evaluate(o: argparse.Namespace) -> bool:
         text.append("\n".join(lines) + "\n")
     print("\n".join(text))
     o.output.mkdir(parents=True, exist_ok=True)
-    (o.output / "results.md").write_text("\n".join(text))
+    write_whole(o.output / "results.md", "\n".join(text).encode())
     first = next(iter(tiles))
     record = {
         group: {**table, "standard errors": errors[group], "objects": scores[group][first]}
         for group, table in results.items()
     }
-    (o.output / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_whole(o.output / "results.json", (json.dumps(record, indent=2) + "\n").encode())
     draw(inputs, tiles[first][0], truths).save(o.output / "views.webp", quality=90)
     return passed
 
@@ -394,13 +396,11 @@ def draw(inputs: np.ndarray, tiles: np.ndarray, truths: np.ndarray) -> Image.Ima
     return Image.fromarray(np.round(np.concatenate(rows) * 255).astype(np.uint8))
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     o = parse_options(argv)
-    try:
-        passed = evaluate(o)
-    except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(" ".join(str(error).split())) from error
+    passed = evaluate(o)
     if o.check and not passed:
         raise SystemExit(1)
 

@@ -27,6 +27,7 @@ from training.data import (
     select_views,
     show_targets,
 )
+from zero123plus.options import command
 from zero123plus.pictures import to_tile
 
 logger = logging.getLogger(__name__)
@@ -64,17 +65,22 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     return np.asarray(small, np.float32).ravel()
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Make the held-out list from renders.")
     parser.add_argument("--renders", type=Path, required=True, help="shards of the held-out objects")
     parser.add_argument("--train_data", type=Path, required=True, help="shards that the checkpoint is trained on")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="default: %(default)s")
+    parser.add_argument(
+        "--output", type=Path, default=FOLDER, help="new folder, or one of held-out objects, which is replaced"
+    )
     options = parser.parse_args(argv)
-
+    listing = options.output / "heldout.json"
+    if options.output.exists() and any(options.output.iterdir()) and not listing.is_file():
+        raise ValueError(f"`--output` {options.output} holds no held-out objects, but something else: choose another.")
     train, heldout = TileDataset(options.train_data), TileDataset(options.renders)
     if train.preset != heldout.preset:
-        raise SystemExit(
+        raise ValueError(
             f"{options.train_data} has the cameras of {train.preset}, but {options.renders} those of {heldout.preset}."
         )
     thumbnails, total, count = [], 0.0, 0
@@ -89,11 +95,14 @@ def main(argv: list[str] | None = None):
     thumbnails = np.stack(thumbnails)
     lengths = np.square(thumbnails).sum(1)
     options.output.mkdir(parents=True, exist_ok=True)
+    listing.write_text(json.dumps({"cameras": heldout.preset}) + "\n")  # first, so that an interrupted run can go on
     mean = Image.fromarray(np.round(total / count).astype(np.uint8))
     mean.save(options.output / "mean.webp", lossless=True)
     passes = sum((CONDITIONS[name].passes for name in SHOWN), ())
     for entry in index_shards(options.renders, passes):
         item = read_object(entry)
+        if item["name"] != Path(item["name"]).name or item["name"] in ("", ".."):
+            raise ValueError(f"{entry['shard']} has an object named {item['name']!r}, which is no name of a folder.")
         folder = options.output / item["name"]
         folder.mkdir(exist_ok=True)
         image, views = select_views(item, 0, False)
@@ -107,7 +116,6 @@ def main(argv: list[str] | None = None):
         place, variant = divmod(nearest, 2 * AZIMUTHS)
         _, views = select_views(read_object(train.entries[place]), variant // 2, bool(variant % 2))
         Image.fromarray(on_grey(to_tile(views))).save(folder / "nearest.webp", quality=90)
-    (options.output / "heldout.json").write_text(json.dumps({"cameras": heldout.preset}) + "\n")
 
 
 if __name__ == "__main__":

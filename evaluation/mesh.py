@@ -25,6 +25,7 @@ from pipeline import CAMERAS, Cameras, split_views
 from training import blender
 from training.data import index_shards, on_grey, read_member, read_object, select_views
 from zero123plus.mesh import RADIUS, Mesh, build_mesh, linear
+from zero123plus.options import command, count
 
 from . import metrics
 from .heldout import group_of
@@ -168,18 +169,26 @@ def measure(entry: dict, predictions: Path | None) -> dict:
     }
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Measure meshes of held-out toys.")
     parser.add_argument("--renders", type=Path, required=True, help="shards of the held-out toys")
     parser.add_argument("--predictions", type=Path, help="folder of NAME/tile.png, in place of the true views")
-    parser.add_argument("--limit", type=int, help="measure only the first N toys")
-    parser.add_argument("--draw", nargs="+", metavar=("FILE", "TOY"), help="draw these toys, and measure nothing")
+    parser.add_argument("--limit", type=count, help="measure only the first N toys")
+    parser.add_argument(
+        "--draw",
+        nargs="+",
+        metavar=("FILE", "TOY"),
+        help="draw these toys into a file, which is replaced, and measure nothing",
+    )
     o = parser.parse_args(argv)
     entries = index_shards(o.renders)
     if o.draw:
         path, *names = o.draw
         named = {json.loads(read_member(entry, "json"))["object"]: entry for entry in entries}
+        if not names or set(names) - named.keys():
+            raise ValueError(f"`--draw` is {' '.join(o.draw)}: after the file give toys of {', '.join(named)}.")
         rows = [draw(named[name], o.predictions) for name in names]
         Image.fromarray(np.concatenate(rows)).save(path, quality=90)
         return

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from training.data import index_shards, on_grey, read_object, select_views
-from zero123plus.loading import DEVICE_HELP
+from zero123plus.options import DEVICE_HELP, command, count
 from zero123plus.upscale import SCALE, Upscaler
 
 from . import metrics
@@ -51,6 +51,7 @@ def measure(ways: dict, small: np.ndarray, large: np.ndarray) -> dict[str, dict]
     return rows
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Measure the upscaling of views.")
@@ -58,13 +59,13 @@ def main(argv: list[str] | None = None):
     add("--small", type=Path, required=True, help="shards of held-out toys")
     add("--large", type=Path, required=True, help="shards of the same toys, four times as large")
     add("--device", default="cpu", help=DEVICE_HELP)
-    add("--limit", type=int, help="measure only the first N toys")
+    add("--limit", type=count, help="measure only the first N toys")
     o = parser.parse_args(argv)
     ways = {"bicubic": bicubic, "Real-ESRGAN": Upscaler(o.device)}
     large = {item["name"]: item for item in map(read_object, index_shards(o.large))}
     small = [item for item in map(read_object, index_shards(o.small)) if item["name"] in large][: o.limit]
     if not small:
-        raise SystemExit(f"`--small` {o.small} and `--large` {o.large} have no toy in common: render the same names.")
+        raise ValueError(f"`--small` {o.small} and `--large` {o.large} have no toy in common: render the same names.")
     rows = {name: [] for name in ways}
     for item in tqdm(small, unit="object"):
         pair = (on_grey(select_views(thing, 0, False)[1]) for thing in (item, large[item["name"]]))

@@ -19,6 +19,7 @@ from PIL import Image
 from pipeline import Cameras
 from training import blender
 from zero123plus import loading
+from zero123plus.options import add_checkpoint_options, command, count, load_from_options
 from zero123plus.pictures import depth_tile, read_picture
 from zero123plus.results import put_result, write_result
 
@@ -39,6 +40,7 @@ def render_depth(mesh: Path, size: int, cameras: Cameras) -> Image.Image:
     return depth_tile(np.stack(views), np.stack(views) < blender.NO_DEPTH)
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Views of a mesh in the look of a picture.")
@@ -46,27 +48,27 @@ def main(argv: list[str] | None = None):
     add("mesh", type=Path)
     add("picture", type=Path)
     add("-o", "--output", type=Path, required=True, help="new folder to write to")
-    loading.add_checkpoint_options(add)
+    add_checkpoint_options(add)
     add(
         "--controlnet",
         default=str(loading.ROOT / "controlnet"),
         help="folder, run or Hub name, of training.train_controlnet; the shipped checkpoint's if missing",
     )
     add("--scale", type=float, default=0.75, help="of the ControlNet (default: %(default)s)")
-    add("--steps", type=int, default=36, help="default: %(default)s")
+    add("--steps", type=count, default=36, help="default: %(default)s")
     add("--guidance", type=float, help="default: the checkpoint's")
     o = parser.parse_args(argv)
     if o.output.exists():
-        raise SystemExit(f"{o.output} exists: choose a new --output.")
+        raise ValueError(f"{o.output} exists: choose a new --output.")
     if blender.importer(o.mesh) is None:
-        raise SystemExit(f"{o.mesh} is no file that Blender imports (.glb, .obj, .ply, .usd, .blend, ...).")
+        raise ValueError(f"{o.mesh} is no file that Blender imports (.glb, .obj, .ply, .usd, .blend, ...).")
+    picture = read_picture(o.picture, str(o.picture))
+    pipe = load_from_options(o)
+    loading.load_controlnet(pipe, o.controlnet, o.scale)
     try:
-        picture = read_picture(o.picture, str(o.picture))
-        pipe = loading.load_from_options(o)
-        loading.load_controlnet(pipe, o.controlnet, o.scale)
         depth = render_depth(o.mesh, pipe.default_size[1] // 2, pipe.cameras)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise SystemExit(" ".join(str(error).split())) from error
+    except RuntimeError as error:  # Blender's
+        raise ValueError(f"{o.mesh}: {error}") from error
     result = pipe(
         picture,
         control_image=depth,

@@ -19,34 +19,32 @@ from PIL import Image
 from pipeline import load_pictures, split_views
 from zero123plus import loading
 from zero123plus.mattes import cut_out
+from zero123plus.options import add_checkpoint_options, command, count, load_from_options
 from zero123plus.pictures import read_picture, to_tile
 from zero123plus.results import put_result
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Six views without background, and their normals.")
     parser.add_argument("picture", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True, help="new folder to write to")
     parser.add_argument("--tile", type=Path, help="views to cut out, instead of generated ones")
-    loading.add_checkpoint_options(parser.add_argument)
+    add_checkpoint_options(parser.add_argument)
     parser.add_argument(
         "--controlnet",
         default=str(loading.ROOT / "controlnet_normals"),
         help="folder, run or Hub name, of training.train_controlnet; the shipped checkpoint's if missing",
     )
-    parser.add_argument("--steps", type=int, default=28, help="default: %(default)s")
+    parser.add_argument("--steps", type=count, default=28, help="default: %(default)s")
     parser.add_argument("--guidance", type=float, help="default: the checkpoint's")
     o = parser.parse_args(argv)
     if o.output.exists():
-        raise SystemExit(f"{o.output} exists: choose a new --output.")
-
-    try:
-        picture = read_picture(o.picture, str(o.picture))
-        truth = read_picture(o.tile, str(o.tile)) if o.tile else None
-        pipe = loading.load_from_options(o)
-    except (OSError, ValueError) as error:
-        raise SystemExit(" ".join(str(error).split())) from error
+        raise ValueError(f"{o.output} exists: choose a new --output.")
+    picture = read_picture(o.picture, str(o.picture))
+    truth = read_picture(o.tile, str(o.tile)) if o.tile else None
+    pipe = load_from_options(o)
 
     # 1. The views
     if truth:

@@ -16,6 +16,7 @@ from diffusers import AutoPipelineForText2Image
 from PIL import Image
 
 from zero123plus import loading
+from zero123plus.options import add_checkpoint_options, command, count, load_from_options, seed, share
 from zero123plus.pictures import recentre, remove_background
 from zero123plus.results import put_result, write_result
 
@@ -44,6 +45,7 @@ def text_to_picture(text: str, model: str, device: str, dtype: torch.dtype, seed
     return pipe(text, num_inference_steps=steps, generator=torch.Generator().manual_seed(seed)).images[0]
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Six views of what a text says.")
@@ -52,19 +54,16 @@ def main(argv: list[str] | None = None):
     parser.add_argument(
         "--text-model", default="stabilityai/stable-diffusion-xl-base-1.0", help="default: %(default)s"
     )
-    loading.add_checkpoint_options(parser.add_argument)
+    add_checkpoint_options(parser.add_argument)
     parser.add_argument("--keep-background", action="store_true", help="do not cut the object out")
-    parser.add_argument("--foreground-ratio", type=float, default=0.85, help="default: %(default)s")
-    parser.add_argument("--text-steps", type=int, default=30, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, help="default: the checkpoint's")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--foreground-ratio", type=share, default=0.85, help="default: %(default)s")
+    parser.add_argument("--text-steps", type=count, default=30, help="default: %(default)s")
+    parser.add_argument("--steps", type=count, help="default: the checkpoint's")
+    parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
     o = parser.parse_args(argv)
     if o.output.exists():
-        raise SystemExit(f"{o.output} exists: choose a new --output.")
-    try:
-        o.device = loading.choose_device(o.device)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+        raise ValueError(f"{o.output} exists: choose a new --output.")
+    o.device = loading.choose_device(o.device)
     dtype = loading.choose_dtype(o.device)
 
     # 1. Text to picture
@@ -72,13 +71,10 @@ def main(argv: list[str] | None = None):
     free()
 
     # 2. Cut out and centre
-    try:
-        cut = picture if o.keep_background else recentre(remove_background(picture), o.foreground_ratio)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    cut = picture if o.keep_background else recentre(remove_background(picture), o.foreground_ratio)
 
     # 3. Picture to views
-    pipe = loading.load_from_options(o)
+    pipe = load_from_options(o)
     result = pipe(cut, num_inference_steps=o.steps, generator=torch.Generator().manual_seed(o.seed))
 
     def write(folder: Path):

@@ -290,3 +290,7 @@ def test_shards_are_whole_and_a_run_continues(tmp_path):
     assert (alpha.max((2, 3)) > 200).all() and (alpha[..., 0, 0] == 0).all()
     render.main([*arguments, "--workers", "1"])
     assert path.stat().st_mtime_ns == written
+    names.write_text("mug-2\nlamp-1\n")  # a longer list goes on, whatever its order
+    render.main([*arguments, "--workers", "1"])
+    assert path.stat().st_mtime_ns == written
+    assert [item["name"] for item in load_objects(tmp_path / "data")] == ["lamp-1", "mug-2"]

@@ -21,7 +21,7 @@ from PIL import Image
 from torch._dynamo.utils import counters
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
-from evaluation import training_speed
+from evaluation import heldout, training_speed
 from pipeline import Zero123PlusPipeline, preprocess, scale_latents
 from training import checkpoints, loss, mini, publish, train, train_controlnet, train_vae
 from training.data import (
@@ -246,6 +246,15 @@ def arguments(pipe, shards, tmp_path):
 
 def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_file_that_is_no_log_stays(arguments, pipe, tmp_path):
+    path = tmp_path / "run" / "log.jsonl"
+    path.parent.mkdir()
+    path.write_text("mine")
+    with pytest.raises(SystemExit, match="log.jsonl is no log of a training run"):
+        train.main(arguments("run", 1))
+    assert path.read_text() == "mine"
 
 
 def test_training_saves_what_it_trained(arguments, pipe, tmp_path):
@@ -698,6 +707,30 @@ def test_shards_of_different_sizes_are_refused(shards, tmp_path):
         shard.write(sample)
     with pytest.raises(ValueError, match="shard-00000.tar has views and cameras of .* but .*shard-00001.tar"):
         TileDataset(shards)
+
+
+def test_held_out_objects_go_into_a_folder_of_their_own(shards, tmp_path):
+    arguments = ["--renders", str(shards), "--train_data", str(shards), "--output"]
+    for _ in range(2):  # the second time it replaces the first
+        heldout.main([*arguments, str(tmp_path / "objects")])
+    names = {path.name for path in (tmp_path / "objects").iterdir()}
+    assert names == {"mug-1", "car-2", "mean.webp", "heldout.json"}
+    mine = tmp_path / "mine" / "mean.webp"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(SystemExit, match="holds no held-out objects"):
+        heldout.main([*arguments, str(mine.parent)])
+    assert [path.read_text() for path in mine.parent.iterdir()] == ["mine"]
+
+
+def test_a_held_out_object_stays_in_its_folder(shards, tmp_path):
+    with webdataset.TarWriter(str(shards / "shard-00001.tar")) as shard:
+        for sample in webdataset.WebDataset(str(shards / "shard-00000.tar"), shardshuffle=False):
+            shard.write({**sample, "json": {"object": "../outside"}})
+    arguments = ["--renders", shards, "--train_data", shards, "--output", tmp_path / "objects"]
+    with pytest.raises(SystemExit, match="'../outside', which is no name of a folder"):
+        heldout.main([str(part) for part in arguments])
+    assert not (tmp_path / "outside").exists()
 
 
 def test_a_damaged_sample_is_named(shards):

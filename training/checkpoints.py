@@ -226,11 +226,17 @@ class Run:
         accelerator.wait_for_everyone()
 
     def open_log(self, step: int):
-        """Opens the log of a run that continues after `step`, without the lines that were written beyond it."""
-        path = self.output / "log.jsonl"
+        """Opens the log of a run that continues after `step`, without the lines that were written beyond it.
+
+        Raises:
+            ValueError: if the file is something else.
+        """
+        path, start = self.output / "log.jsonl", '{"step": '
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = []
         for line in path.read_text().splitlines() if path.exists() else []:
+            if not (line.startswith(start) or start.startswith(line)):
+                raise ValueError(f"{path} is no log of a training run: move it, or choose another --output.")
             try:
                 lines += [line] if json.loads(line)["step"] <= step else []
             except json.JSONDecodeError:  # killed while writing

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.bars import BARS, OURS, TRAINED
+from zero123plus.options import command, count, number
 
 from .data import write_whole
 
@@ -111,27 +112,24 @@ def draw(lines: list[dict], path: Path):
     write_whole(path, picture.getvalue())
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Draw the curve of a training.")
     add = parser.add_argument
     add("record", type=Path, metavar="CURVE.jsonl", help="the record, which is made if there is none")
     add("--run", type=Path, help="folder of a run of training.train, whose losses are added")
-    add("--before", type=int, default=0, help="tiles that its start had seen (default: %(default)s)")
+    add("--before", type=number(int, 0), default=0, help="tiles that its start had seen (default: %(default)s)")
     add("--results", type=Path, help="results.json of evaluation.evaluate, whose measures are added")
-    add("--tiles", type=int, help="that its checkpoint had seen")
+    add("--tiles", type=count, help="that its checkpoint had seen")
     o = parser.parse_args(argv)
     if bool(o.results) != bool(o.tiles):
         parser.error("`--results` and `--tiles` go together: measures belong to a number of tiles.")
     if o.record.suffix != ".jsonl":
         parser.error(f"{o.record} is no name of a record: it ends in .jsonl, and the picture beside it in .webp.")
-    try:
-        lines = [json.loads(line) for line in o.record.read_text().splitlines()] if o.record.exists() else []
-        new = (run_lines(o.run / "log.jsonl", o.before) if o.run else []) + (
-            [result_line(o.results, o.tiles)] if o.results else []
-        )
-    except (OSError, ValueError) as error:
-        raise SystemExit(" ".join(str(error).split())) from error
+    lines = [json.loads(line) for line in o.record.read_text().splitlines()] if o.record.exists() else []
+    new = run_lines(o.run / "log.jsonl", o.before) if o.run else []
+    new += [result_line(o.results, o.tiles)] if o.results else []
     if not lines and not new:
         parser.error(f"{o.record} has no lines yet: add some with `--run` or `--results`.")
     lines = merge(lines, new)

@@ -31,21 +31,22 @@ def write_whole(path: Path, data: bytes):
     fresh.rename(path)
 
 
-def index_shards(folder: Path, passes: tuple[str, ...] = ()) -> list[dict]:
+def index_shards(folder: Path, passes: tuple[str, ...] = (), needed: bool = True) -> list[dict]:
     """Where each object of a folder of shards lies, in order; reads the shards' headers only.
 
     Args:
         folder: with `shard-*.tar`; unfinished shards are left out.
         passes: members that are needed beside `MEMBERS`.
+        needed: whether there must be objects.
 
     Returns:
-        For each object `shard` (its path) and `members`: offset and size in bytes of each.
+        For each object `shard` (its path), `key`, and `members`: offset and size in bytes of each.
 
     Raises:
-        ValueError: if the folder has no shards, or they lack the members.
+        ValueError: if the folder has no shards but `needed`, or they lack the members.
     """
     shards = sorted(Path(folder).glob("shard-*.tar"))
-    if not shards:
+    if needed and not shards:
         raise ValueError(
             f"{folder} has no shards (shard-*.tar): render them with `python -m training.render --output {folder}`."
         )
@@ -55,7 +56,7 @@ def index_shards(folder: Path, passes: tuple[str, ...] = ()) -> list[dict]:
             with tarfile.open(shard) as archive:
                 for member in archive:
                     key, _, kind = member.name.partition(".")
-                    entry = entries.setdefault((shard, key), {"shard": shard, "members": {}})
+                    entry = entries.setdefault((shard, key), {"shard": shard, "key": key, "members": {}})
                     if kind in (*MEMBERS, *passes):
                         entry["members"][kind] = member.offset_data, member.size
         except (tarfile.TarError, OSError) as error:
@@ -70,7 +71,7 @@ def index_shards(folder: Path, passes: tuple[str, ...] = ()) -> list[dict]:
             raise ValueError(
                 f"Sample {key} of {shard} has no {', '.join(missing)}: it is no shard of training.render."
             )
-    if not entries:
+    if needed and not entries:
         raise ValueError(f"{folder} has no sample that can be read: render again.")
     return list(entries.values())
 

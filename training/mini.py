@@ -28,7 +28,8 @@ from transformers import (
 )
 
 from pipeline import CAMERAS, COLUMNS, ROWS, Zero123PlusPipeline
-from zero123plus.loading import add_cameras_option, load_components
+from zero123plus.loading import load_components
+from zero123plus.options import add_cameras_option, command, number
 
 VIEW_SIZE = 128
 REFERENCE_SIZE = 192  # the picture is seen finer than the views are made
@@ -201,6 +202,7 @@ def scale_reference(vae: AutoencoderKL, factor: float):
     vae.register_to_config(scaling_factor=vae.config.scaling_factor / factor)
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Assemble the untrained mini pipeline.")
@@ -210,14 +212,14 @@ def main(argv: list[str] | None = None):
     add_cameras_option(parser.add_argument)
     parser.add_argument("--output", type=Path, required=True, help="new folder of the pipeline")
     parser.add_argument("--beta_schedule", choices=("linear", "scaled_linear"), default="linear")
-    parser.add_argument("--reference_scale", type=float, default=5.0, help="of the reference's latents")
+    parser.add_argument("--reference_scale", type=number(float, 1e-3), default=5.0, help="of the reference's latents")
     parser.add_argument("--without", choices=("reference", "clip"), help="blank what reference attention or CLIP sees")
     parser.add_argument("--controlnet", action="store_true", help="make a ControlNet for the checkpoint instead")
     options = parser.parse_args(argv)
     if options.controlnet and not options.checkpoint:
         parser.error("`--controlnet` starts from a trained UNet: give `--checkpoint` in place of `--vae`.")
     if options.output.exists():
-        raise SystemExit(f"{options.output} exists: choose a new folder.")
+        raise ValueError(f"`--output` {options.output} exists: choose a new folder.")
     torch.manual_seed(0)
     if options.checkpoint:
         pipe = load_components(options.checkpoint, torch.float32, cameras=options.cameras)

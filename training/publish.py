@@ -14,7 +14,8 @@ import torch
 from diffusers import ControlNetModel
 
 from pipeline import Zero123PlusPipeline
-from zero123plus.loading import ROOT, RUN_FILE, add_cameras_option, find, run_record
+from zero123plus.loading import ROOT, RUN_FILE, find, run_record
+from zero123plus.options import add_cameras_option, command
 
 from .checkpoints import load_start
 
@@ -80,6 +81,7 @@ def publish(o: argparse.Namespace):
                 replace(part, o.output / part.name)
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Make a checkpoint the one that ships with the repository.")
@@ -89,10 +91,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--name", default="controlnet", help="folder of the ControlNet (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=ROOT, help="default: the root of this repository")
     add_cameras_option(parser.add_argument)
-    try:
-        publish(parser.parse_args(argv))
-    except (OSError, ValueError) as error:
-        raise SystemExit(" ".join(str(error).split())) from error
+    publish(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

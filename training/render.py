@@ -25,6 +25,7 @@ packages `bpy` and `OpenEXR`.
 import argparse
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -42,10 +43,11 @@ from pebble import ProcessPool
 from tqdm import tqdm
 
 from pipeline import CAMERAS
+from zero123plus.options import command, count, number
 
 from . import toys
 from .blender import hdri_paths, importer, render_object, silence_blender
-from .data import check_shards, index_shards, read_object, write_whole
+from .data import check_shards, index_shards, read_member, read_object, write_whole
 
 
 def render_shard(items: list[dict], minutes: float, work) -> tuple[bytes, list[dict]]:
@@ -141,11 +143,13 @@ def objaverse_items(given: str) -> list[dict]:
 
 def write_manifest(output: Path):
     """Writes `manifest.jsonl`: each object's record, its shard and the shard's hash."""
-    lines = []
-    for path in sorted(output.glob("shard-*.tar")):
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        for sample in webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False):
-            lines.append(json.dumps({**json.loads(sample["json"]), "shard": path.name, "sha256": digest}))
+    digests, lines = {}, []
+    for entry in index_shards(output, needed=False):
+        shard = entry["shard"]
+        if shard not in digests:
+            digests[shard] = hashlib.sha256(shard.read_bytes()).hexdigest()
+        record = json.loads(read_member(entry, "json"))
+        lines.append(json.dumps({**record, "shard": shard.name, "sha256": digests[shard]}))
     write_whole(output / "manifest.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
 
@@ -171,17 +175,19 @@ def run_on_ray(jobs: list[tuple], address: str) -> Iterator[tuple]:
     ray.shutdown()
 
 
-def check_output(output: Path, size: int, input_size: int, preset: str):
+def check_output(output: Path, entries: list[dict], size: int, input_size: int, preset: str):
     """Checks that shards that are there were rendered with the same settings.
+
+    Args:
+        output: their folder.
+        entries: of [`index_shards`].
+        size, input_size: asked for, in pixels.
+        preset: of cameras, likewise.
 
     Raises:
         ValueError: naming both.
     """
-    if not sorted(output.glob("shard-*.tar")):
-        return
-    try:
-        entries = index_shards(output)
-    except ValueError:  # every object of them failed
+    if not entries:
         return
     found = check_shards(entries)
     item = read_object(entries[0])
@@ -194,24 +200,22 @@ def check_output(output: Path, size: int, input_size: int, preset: str):
         )
 
 
-def plan(o: argparse.Namespace, items: list[dict]) -> list[tuple[Path, list[dict]]]:
-    """The shards that are to be rendered, and their objects. With `--retry_failed` the objects that failed before are
-    among them, in shards of their own.
+def plan(o: argparse.Namespace, items: list[dict], entries: list[dict]) -> list[tuple[Path, list[dict]]]:
+    """The shards that are to be rendered, under names that are free, and their objects: those that no shard has and
+    that have not failed, or have and are to be tried again.
+
+    Args:
+        o: the options.
+        items: all objects that are asked for.
+        entries: of [`index_shards`], of the shards that are there.
     """
-    shards = [
-        (o.output / f"shard-{i // o.shard_size:05d}.tar", items[i : i + o.shard_size])
-        for i in range(0, len(items), o.shard_size)
-    ]
-    missing = [(path, members) for path, members in shards if not path.exists()]
+    done = {entry["key"] for entry in entries}
     failures = o.output / "failures.jsonl"
-    if o.retry_failed and failures.exists():
-        failed = {json.loads(line)["id"] for line in failures.read_text().splitlines()}
-        again = [item for path, members in shards if path.exists() for item in members if item["id"] in failed]
-        number = len(list(o.output.glob("shard-retry-*.tar")))
-        for i in range(0, len(again), o.shard_size):
-            missing.append((o.output / f"shard-retry-{number:05d}.tar", again[i : i + o.shard_size]))
-            number += 1
-    return missing
+    if failures.exists() and not o.retry_failed:
+        done |= {json.loads(line)["id"] for line in failures.read_text().splitlines()}
+    left = list({item["id"]: item for item in items if item["id"] not in done}.values())
+    names = (path for i in itertools.count() if not (path := o.output / f"shard-{i:05d}.tar").exists())
+    return [(next(names), left[i : i + o.shard_size]) for i in range(0, len(left), o.shard_size)]
 
 
 def render(o: argparse.Namespace):
@@ -224,8 +228,9 @@ def render(o: argparse.Namespace):
     else:
         items = toy_items(o.toys, o.first_seed, o.names)
     input_size = o.input_size or o.size
-    check_output(o.output, o.size, input_size, o.cameras)
-    missing = plan(o, items)
+    entries = index_shards(o.output, needed=False)
+    check_output(o.output, entries, o.size, input_size, o.cameras)
+    missing = plan(o, items, entries)
     left = sum(len(members) for _, members in missing)
     if o.dry_run:
         print(
@@ -261,6 +266,7 @@ def record_failures(path: Path, members: list[dict], failures: list[dict]):
         path.unlink(missing_ok=True)
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -268,28 +274,25 @@ def main(argv: list[str] | None = None):
     )
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--toys", type=int, default=40, help="procedural toys of each kind")
+    what.add_argument("--toys", type=count, default=40, help="procedural toys of each kind")
     what.add_argument("--names", type=Path, help="text file of toys, one KIND-SEED a line")
     what.add_argument("--objects", type=Path, help="a file that Blender imports, or a folder of them")
     what.add_argument("--objaverse", help="text file of Objaverse uids, or an LVIS category")
     add("--output", type=Path, required=True, help="folder of the shards; an interrupted run continues")
     add("--cameras", choices=CAMERAS, default="v1.2", help="of the targets")
     add("--hdris", type=Path, help="folder of .exr or .hdr environment maps; those of Blender if missing")
-    add("--first_seed", type=int, default=1000, help="the toys' seeds count up from here")
-    add("--size", type=int, default=128, help="pixels of a target's edge")
-    add("--input_size", type=int, help="pixels of an input's edge; that of a target if missing")
-    add("--samples", type=int, default=8, help="Cycles samples a pixel")
-    add("--seed", type=int, default=0, help="of cameras and lighting")
-    add("--shard_size", type=int, default=20, help="objects a shard")
-    add("--minutes", type=float, default=5, help="time limit of an object")
+    add("--first_seed", type=number(int, 0), default=1000, help="the toys' seeds count up from here")
+    add("--size", type=count, default=128, help="pixels of a target's edge")
+    add("--input_size", type=count, help="pixels of an input's edge; that of a target if missing")
+    add("--samples", type=count, default=8, help="Cycles samples a pixel")
+    add("--seed", type=number(int, 0), default=0, help="of cameras and lighting")
+    add("--shard_size", type=count, default=20, help="objects a shard")
+    add("--minutes", type=number(float, 0), default=5, help="time limit of an object")
     add("--retry_failed", action="store_true", help="render objects that failed before once more")
-    add("--workers", type=int, default=os.cpu_count(), help="processes")
+    add("--workers", type=count, default=os.cpu_count(), help="processes")
     add("--ray", metavar="ADDRESS", help="render on this Ray cluster ('auto': the one at hand)")
     add("--dry_run", "--dry-run", action="store_true", help="say what would be rendered, and stop")
-    try:
-        render(parser.parse_args(argv))
-    except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(" ".join(str(error).split())) from error
+    render(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from pipeline import CAMERAS, Zero123PlusPipeline, split_views
 from zero123plus.loading import checkpoints, load_controlnet, set_cameras
+from zero123plus.options import command, count, number, share
 
 from .checkpoints import Run, gathered, load_start
 from .data import CONDITIONS, Stream, TileDataset, TilesInMemory
@@ -162,7 +163,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train Zero123++.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    add = parser.add_argument
+    add, whole, positive = parser.add_argument, number(int, 0), number(float, 0)
     add("--phase", choices=PHASES, required=True, help="; ".join(f"{k}: {v}" for k, v in PHASES.items()))
     add(
         "--checkpoint",
@@ -178,42 +179,46 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--train", choices=("attention", "unet", "unet+vision", "controlnet"), help="what is trained")
     add("--condition", choices=CONDITIONS, default="depth", help="what a ControlNet sees; of rgb it makes normals")
     add("--controlnet", help="ControlNet to start from; a copy of the UNet's encoder if missing")
-    add("--lora_rank", type=int, default=0, help="train LoRA layers of the attention instead")
+    add("--lora_rank", type=whole, default=0, help="train LoRA layers of the attention instead")
     add("--optimizer", choices=("adamw", "adamw-8bit", "muon"), help="adamw if the phase names none")
-    add("--learning_rate", type=float, help="peak")
+    add("--learning_rate", type=positive, help="peak")
     add(
         "--lr_scheduler",
         help="'decay'; 'timed', the same over the time of --minutes, whatever the step; or a name that"
         " diffusers.optimization.get_scheduler knows",
     )
-    add("--decay_steps", type=int, help="of 'decay': the last steps, in which the rate falls to 0; a fifth if missing")
-    add("--warmup_steps", type=int)
-    add("--steps", type=int, help="in all")
+    add(
+        "--decay_steps",
+        type=whole,
+        help="of 'decay': the last steps, in which the rate falls to 0; a fifth if missing",
+    )
+    add("--warmup_steps", type=whole)
+    add("--steps", type=count, help="in all")
     add(
         "--image_sizes",
-        type=int,
+        type=whole,
         nargs=2,
         help="the condition picture is resized at random to an edge between these; 0 0: it stays as it is",
     )
-    add("--snr_gamma", type=float, help="of min-SNR weighting; 0 switches it off")
-    add("--batch_size", type=int, help="tiles a step, of all processes")
-    add("--micro_batch_size", type=int, default=8, help="tiles at a time and process; the rest is accumulated")
+    add("--snr_gamma", type=positive, help="of min-SNR weighting; 0 switches it off")
+    add("--batch_size", type=count, help="tiles a step, of all processes")
+    add("--micro_batch_size", type=count, default=8, help="tiles at a time and process; the rest is accumulated")
     add("--gradient_checkpointing", action="store_true")
     add("--compile", action="store_true", help="torch.compile the UNet, which takes minutes (see docs/training.md)")
     add("--mixed_precision", choices=("no", "bf16", "fp16"), help="what `accelerate launch` says if missing")
-    add("--max_grad_norm", type=float, default=1.0)
-    add("--condition_dropout", type=float, default=0.1, help="share of samples without condition")
-    add("--ema_decay", type=float, default=0.999)
+    add("--max_grad_norm", type=positive, default=1.0)
+    add("--condition_dropout", type=share, default=0.1, help="share of samples without condition")
+    add("--ema_decay", type=share, default=0.999)
     add("--in_memory", action="store_true", help="decode all objects first and hold them, on a GPU in its memory")
     add("--permute_colours", action="store_true", help="with --in_memory, permute each sample's colours at random")
-    add("--workers", type=int, default=0, help="processes that read data")
-    add("--minutes", type=float, default=math.inf, help="stop this run, saved, after so long")
-    add("--save_minutes", type=float, default=10, help="between two checkpoints")
-    add("--keep", type=int, default=2, help="newest checkpoints")
-    add("--validation_steps", type=int, default=1000, help="between two one-step predictions and validation tiles")
+    add("--workers", type=whole, default=0, help="processes that read data")
+    add("--minutes", type=positive, default=math.inf, help="stop this run, saved, after so long")
+    add("--save_minutes", type=positive, default=10, help="between two checkpoints")
+    add("--keep", type=count, default=2, help="newest checkpoints")
+    add("--validation_steps", type=count, default=1000, help="between two one-step predictions and validation tiles")
     add("--report_to", default="tensorboard", choices=("tensorboard", "wandb", "none"))
     add("--push_to_hub", metavar="NAME", help="upload the last checkpoint to this repository")
-    add("--seed", type=int, default=0)
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0)
     add("--dry_run", "--dry-run", action="store_true", help="print what would be trained, and stop")
     o = parser.parse_args(argv)
     for name, value in {"optimizer": "adamw", **PHASES[o.phase]}.items():
@@ -459,12 +464,10 @@ def absolute(checkpoint: str) -> str:
     return str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
-    try:
-        train(parse_options(argv))
-    except (OSError, ValueError) as error:
-        raise SystemExit(" ".join(str(error).split())) from error
+    train(parse_options(argv))
 
 
 if __name__ == "__main__":

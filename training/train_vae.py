@@ -23,8 +23,10 @@ from diffusers import AutoencoderKL
 from tqdm import tqdm
 
 from pipeline import LATENT_SCALE, LATENT_SHIFT, scale_image
+from zero123plus.options import command, count, number
 
 from .data import ViewDataset
+from .publish import replace
 
 CONFIG = {
     "block_out_channels": (16, 32, 64, 128, 128),
@@ -185,27 +187,33 @@ def save(accelerator: Accelerator, output: Path, **progress):
     fresh.rename(output / "state")
 
 
+@command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Make the mini checkpoint's VAE.")
     parser.add_argument("--data", type=Path, required=True, help="folder of rendered shards")
     parser.add_argument("--validation", type=Path, help="the same, held out, to measure on (default: --data)")
     parser.add_argument("--output", type=Path, required=True, help="folder of the VAE; an interrupted run continues")
-    parser.add_argument("--minutes", type=float, default=30, help="of training in this run (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=16, help="views a step (default: %(default)s)")
     parser.add_argument(
-        "--learning_rate", type=float, default=2e-3, help="at the start; falls to a tenth (default: %(default)s)"
+        "--minutes", type=number(float, 0), default=30, help="of training in this run (default: %(default)s)"
+    )
+    parser.add_argument("--batch_size", type=count, default=16, help="views a step (default: %(default)s)")
+    parser.add_argument(
+        "--learning_rate",
+        type=number(float, 0),
+        default=2e-3,
+        help="at the start; falls to a tenth (default: %(default)s)",
     )
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), help="what `accelerate launch` says if missing")
     parser.add_argument(
         "--max_noise",
-        type=float,
+        type=number(float, 0),
         default=MAX_NOISE,
         help="noise in the latents that the decoder learns from, as a share of their deviation (default: %(default)s)",
     )
     parser.add_argument(
         "--gate",
-        type=float,
+        type=number(float, 0),
         default=SATURATION_GATE,
         help="saturation, relative to the truth's, below which this fails (default: %(default)s)",
     )
@@ -214,6 +222,11 @@ def main(argv: list[str] | None = None):
     set_seed(0)
     accelerator = Accelerator(mixed_precision=options.mixed_precision)
     dataset = ViewDataset(options.data)
+    if len(dataset) < options.batch_size:
+        raise ValueError(
+            f"`--batch_size` is {options.batch_size}, but `--data` {options.data} has only {len(dataset)} views, plain"
+            " and mirrored: render more objects, or give fewer views a step."
+        )
     vae = AutoencoderKL(**CONFIG)
     if not (options.output / "vae").exists():
         views = sample_views(dataset, 512)
@@ -267,12 +280,11 @@ def main(argv: list[str] | None = None):
 
     result = measure(bare, check)
     bare.save_pretrained(options.output / "vae.new")
-    shutil.rmtree(options.output / "vae")
-    (options.output / "vae.new").rename(options.output / "vae")
+    replace(options.output / "vae.new", options.output / "vae")
     passed = result["saturation"] >= options.gate
     print(json.dumps({"step": step, "seconds": round(spent + time.time() - start), **result, "gate": passed}))
     if not passed:
-        raise SystemExit(
+        raise ValueError(
             f"The reconstructions have {result['saturation']:.2f} of the truth's saturation, below the gate of"
             f" {options.gate}: train on."
         )

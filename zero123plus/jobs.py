@@ -14,6 +14,7 @@ from pipeline import load_pictures
 
 from . import results
 from .loading import ROOT, load_pipeline
+from .options import one_line
 from .pictures import prepare, read_picture
 from .preview import Preview
 from .upscale import Upscaler, join_views
@@ -52,11 +53,6 @@ class Settings:
     resume: bool = False
 
 
-def describe(error: BaseException) -> str:
-    """An error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 class Generator:
     """Makes and writes the views of pictures. It holds the pipeline, so that each worker loads it once."""
 
@@ -80,7 +76,7 @@ class Generator:
             try:
                 batch.append((name, self.read(url)))
             except (ImportError, OSError, ValueError) as error:
-                errors[name] = describe(error)
+                errors[name] = one_line(error)
         errors |= self.try_batch(batch, progress)
         return [{"picture": url, "name": name, "error": errors.get(name)} for url, name in jobs]
 
@@ -94,9 +90,9 @@ class Generator:
             return self.generate(batch, progress)
         except (torch.OutOfMemoryError, MemoryError) as error:
             if len(batch) == 1:
-                return {batch[0][0]: f"{batch[0][0]}: out of memory ({describe(error)})"}
+                return {batch[0][0]: f"{batch[0][0]}: out of memory ({one_line(error)})"}
         except (OSError, TypeError, ValueError) as error:
-            return {name: f"{name}: {describe(error)}" for name, _ in batch}
+            return {name: f"{name}: {one_line(error)}" for name, _ in batch}
         errors = {}
         for item in batch:
             errors |= self.try_batch([item], progress)
@@ -112,7 +108,7 @@ class Generator:
             with fsspec.open(url) as file:
                 picture = read_picture(file, url)
         except OSError as error:
-            raise ValueError(f"{url} cannot be read: {describe(error)}") from error
+            raise ValueError(f"{url} cannot be read: {one_line(error)}") from error
         try:
             picture = prepare(picture, self.settings.remove_background, self.settings.foreground_ratio)
         except ValueError as error:
@@ -145,7 +141,7 @@ class Generator:
                 write = partial(results.write_result, pipe=self.pipe, tile=tile, views=views, **options)
                 results.put_result(write, settings.output, name, settings.overwrite, settings.resume)
             except (MemoryError, OSError, ValueError) as error:
-                errors[name] = f"{name}: {describe(error)}"
+                errors[name] = f"{name}: {one_line(error)}"
         return errors
 
 

@@ -1,7 +1,6 @@
 """Loading a checkpoint, ready to call: from a folder, a training run or the Hub, without running code of it."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -17,8 +16,6 @@ RUN_FILE = "run.json"  # what a training run says of itself in each of its check
 WEIGHTS = ("*.json", "*.txt", "*.model", "*.safetensors")
 VARIANTS = ("*.fp16.*", "*non_ema*", "*onnx*", "*openvino*", "*flax*")  # not downloaded
 DTYPES = ("float32", "float16", "bfloat16")
-DTYPE_HELP = "float16 on cuda, bfloat16 on a CPU with AVX512_BF16 or AMX, else float32, if missing"
-DEVICE_HELP = "cuda, mps or cpu; the first of these that is there, if missing"
 
 
 def choose_device(device: str | None = None) -> str:
@@ -276,33 +273,3 @@ def load_controlnet(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 
     if preset:
         set_cameras(pipe, preset, f"`--controlnet` {name}")
     return pipe.add_controlnet(ControlNetModel.from_pretrained(folder, use_safetensors=True), scale)
-
-
-def add_cameras_option(add):
-    """Adds `--cameras` to a command; `add` is `parser.add_argument`."""
-    add("--cameras", choices=CAMERAS, help="for a checkpoint that does not say its own")
-
-
-def add_checkpoint_options(add):
-    """Adds the options of [`load_pipeline`] to a command; `add` is `parser.add_argument`."""
-    add("--checkpoint", help="folder, training run or Hub name; the one in this repository if missing")
-    add_cameras_option(add)
-    add("--lora", help="folder, training run or Hub name of a LoRA for the UNet")
-    add("--lora-scale", "--lora_scale", type=float, default=1.0, help="strength of the LoRA")
-    add("--pickle", action="store_true", help="also read weights stored with pickle, which can run code")
-    add("--device", help=DEVICE_HELP)
-
-
-def load_from_options(options, dtype: str | None = None) -> Zero123PlusPipeline:
-    """[`load_pipeline`] with the options that [`add_checkpoint_options`] adds. Says device and dtype."""
-    device = choose_device(options.device)
-    print(describe(device, dtype), file=sys.stderr)
-    return load_pipeline(
-        options.checkpoint,
-        device,
-        dtype,
-        options.cameras,
-        options.lora,
-        options.lora_scale,
-        options.pickle,
-    )
