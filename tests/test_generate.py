@@ -210,6 +210,17 @@ def test_preview_forms_and_goes(command, tmp_path, monkeypatch):
     assert seen == [(32, 48)] and [path.name for path in (tmp_path / "out").iterdir()] == ["toy"]
 
 
+def test_a_picture_that_fails_does_not_take_its_batch_along(command, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "out").mkdir()
+    for i, name in enumerate("ab"):
+        noise_picture(i).save(tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "out" / "a.preview.png").write_text("mine")
+    assert command(tmp_path / "photos", "--batch-size", 2, "--preview") == 2
+    assert "a: " in capsys.readouterr().err and tile(tmp_path, "b").any()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.preview.png", "b"]
+
+
 def test_preview_without_the_vae(pipe, run, monkeypatch):
     """For a large VAE the preview uses a linear map, fitted to the encoded picture, that gives a pixel for each
     latent.

@@ -81,18 +81,18 @@ class Generator:
         return [{"picture": url, "name": name, "error": errors.get(name)} for url, name in jobs]
 
     def try_batch(self, batch: list[tuple[str, PIL.Image.Image]], progress: bool) -> dict[str, str]:
-        """Makes the views of named pictures; one at a time where all at once do not fit the memory. Returns the error
-        of each that failed.
+        """Makes the views of named pictures; one at a time where all at once fail or do not fit the memory. Returns
+        the error of each that failed.
         """
         if not batch:
             return {}
         try:
             return self.generate(batch, progress)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (MemoryError, OSError, TypeError, ValueError, torch.OutOfMemoryError) as error:
             if len(batch) == 1:
-                return {batch[0][0]: f"{batch[0][0]}: out of memory ({one_line(error)})"}
-        except (OSError, TypeError, ValueError) as error:
-            return {name: f"{name}: {one_line(error)}" for name, _ in batch}
+                memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+                reason = f"out of memory ({one_line(error)})" if memory else one_line(error)
+                return {batch[0][0]: f"{batch[0][0]}: {reason}"}
         errors = {}
         for item in batch:
             errors |= self.try_batch([item], progress)
