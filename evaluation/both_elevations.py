@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline import CAMERAS, Cameras
+from pipeline import Cameras
 from training.data import TileDataset, on_grey, read_object, select_targets, select_views
 from zero123plus import loading
 from zero123plus.options import add_checkpoint_options, command, count, load_from_options
@@ -74,8 +74,8 @@ def main(argv: list[str] | None = None):
     o = parser.parse_args(argv)
     dataset = TileDataset(o.renders)
     pipe = load_from_options(o, "float32")
-    if not loading.same_cameras(pipe.cameras, CAMERAS[dataset.preset]):
-        raise ValueError(f"{o.renders} has the cameras of {dataset.preset}, but the checkpoint has {pipe.cameras}.")
+    if dataset.preset:
+        loading.set_cameras(pipe, dataset.preset, f"`--renders` {o.renders}")
     pipe.set_progress_bar_config(disable=True)
     groups = {}
     for item in map(read_object, dataset.entries[: o.limit]):

@@ -27,6 +27,7 @@ from training.data import (
     select_views,
     show_targets,
 )
+from zero123plus.loading import read_json
 from zero123plus.options import command
 from zero123plus.pictures import to_tile
 
@@ -51,12 +52,18 @@ def group_of(name: str) -> str:
 def cameras_of(folder: Path) -> Cameras:
     """The cameras of a folder of held-out objects. A warning says when it does not say them and those of v1.2 are
     assumed.
+
+    Raises:
+        ValueError: if it names others than those of `pipeline.CAMERAS`.
     """
     path = folder / "heldout.json"
-    preset = json.loads(path.read_text())["cameras"] if path.is_file() else None
+    preset = read_json(path).get("cameras") if path.is_file() else None
     if preset is None:
         logger.warning("%s does not say its cameras, and those of v1.2 are assumed.", folder)
-    return CAMERAS[preset or "v1.2"]
+        preset = "v1.2"
+    if preset not in list(CAMERAS):
+        raise ValueError(f"{path} names the cameras {preset!r}, but there are only {', '.join(CAMERAS)}.")
+    return CAMERAS[preset]
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:

@@ -204,6 +204,20 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match="holds a StableDiffusionPipeline"):
             loading.load_pipeline(folder, "cpu")
 
+    @pytest.mark.parametrize(
+        ("file", "text", "message"),
+        (
+            ("model_index.json", '{"_class', "model_index.json cannot be read as JSON"),
+            ("model_index.json", "[]", "model_index.json holds a list"),
+            ("vision_encoder/config.json", "[1]", "checkpoint cannot be loaded, because it is damaged"),
+            ("tokenizer/tokenizer_config.json", "[1]", "checkpoint cannot be loaded, because it is damaged"),
+        ),
+    )
+    def test_damaged_configurations_are_named(self, folder, file, text, message):
+        (folder / file).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            loading.load_pipeline(folder, "cpu")
+
     def test_cameras_belong_to_weights(self, folder, tmp_path, monkeypatch):
         self.change(folder, view_azimuths=None, view_elevations=None, view_fov=None)
         unknown, said = loading.load_pipeline(folder, "cpu"), []
@@ -236,6 +250,9 @@ class TestCheckpoints:
         pipe.add_controlnet().save_pretrained(tmp_path / "control")
         (tmp_path / "control" / loading.RUN_FILE).write_text('{"cameras": "v1.1"}')
         with pytest.raises(ValueError, match="`--controlnet` .* has the cameras of v1.1, but the checkpoint says"):
+            loading.load_controlnet(loading.load_pipeline(folder, "cpu"), tmp_path / "control")
+        (tmp_path / "control" / loading.RUN_FILE).write_text('{"cameras": "v9"}')
+        with pytest.raises(ValueError, match="says that it has the cameras 'v9', but there are only v1.1, v1.2"):
             loading.load_controlnet(loading.load_pipeline(folder, "cpu"), tmp_path / "control")
 
     def test_a_cache_that_cannot_be_used_is_one_line(self):

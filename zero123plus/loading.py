@@ -1,5 +1,6 @@
 """Loading a checkpoint, ready to call: from a folder, a training run or the Hub, without running code of it."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -88,6 +89,21 @@ def find(name: str | Path, pickle: bool = False) -> Path:
         ) from error
 
 
+def read_json(path: Path) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: if it cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}): it is damaged or incomplete.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, but must hold a JSON object.")
+    return found
+
+
 def check_kind(folder: Path, name: str | Path):
     """Checks that a folder holds a pipeline of Zero123++.
 
@@ -95,7 +111,7 @@ def check_kind(folder: Path, name: str | Path):
         ValueError: saying what it holds instead, and what to do.
     """
     if (folder / "model_index.json").is_file():
-        kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+        kind = read_json(folder / "model_index.json").get("_class_name")
         kind = kind[-1] if isinstance(kind, list) else kind
         if kind == "Zero123PlusPipeline":
             return
@@ -104,7 +120,7 @@ def check_kind(folder: Path, name: str | Path):
             " `python -m training.train --phase 1 --checkpoint ...`."
         )
     if (folder / "config.json").is_file():
-        kind = json.loads((folder / "config.json").read_text()).get("_class_name", "model of transformers")
+        kind = read_json(folder / "config.json").get("_class_name", "model of transformers")
         remedy = "give it as `--controlnet`" if kind == "ControlNetModel" else "give the folder above it"
         raise ValueError(f"{name} holds a {kind}, but a whole Zero123PlusPipeline is needed: {remedy}.")
     raise ValueError(
@@ -132,7 +148,19 @@ def check_weights(folder: Path, pickle: bool):
 def run_record(folder: Path) -> dict:
     """What a training run wrote about itself beside its weights; empty for other folders."""
     path = folder / RUN_FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
+
+
+@contextlib.contextmanager
+def naming(name: str | Path):
+    """Turns whatever a damaged checkpoint makes diffusers and transformers raise into a ValueError that names it."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{name} cannot be loaded, because it is damaged or of another kind: {reason}") from error
 
 
 def load_components(
@@ -154,12 +182,10 @@ def load_components(
     folder = find(name, pickle)
     check_kind(folder, name)
     check_weights(folder, pickle)
-    try:
+    with naming(name):
         pipe = Zero123PlusPipeline.from_pretrained(
             folder, dtype=dtype, use_safetensors=None if pickle else True, **options
         )
-    except (OSError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if cameras is not None:
         set_cameras(pipe, cameras, "`--cameras`")
     return pipe
@@ -213,8 +239,10 @@ def set_cameras(pipe: Zero123PlusPipeline, preset: str, source: str):
         source: what asks for it, for the message.
 
     Raises:
-        ValueError: if the checkpoint says that it has others.
+        ValueError: if there is no such preset, or the checkpoint says that it has others.
     """
+    if preset not in list(CAMERAS):
+        raise ValueError(f"{source} says that it has the cameras {preset!r}, but there are only {', '.join(CAMERAS)}.")
     wanted = CAMERAS[preset]
     if pipe.cameras_are_known and not same_cameras(pipe.cameras, wanted):
         raise ValueError(
@@ -250,8 +278,9 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
     preset = run_record(folder).get("cameras")
     if preset:
         set_cameras(pipe, preset, f"`--lora` {name}")
-    pipe.load_lora_weights(str(folder), weight_name=weight_name, use_safetensors=True)
-    pipe.set_adapters(pipe.get_active_adapters(), scale)
+    with naming(name):
+        pipe.load_lora_weights(str(folder), weight_name=weight_name, use_safetensors=True)
+        pipe.set_adapters(pipe.get_active_adapters(), scale)
 
 
 def load_controlnet(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0) -> ControlNetModel:
@@ -266,10 +295,12 @@ def load_controlnet(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 
         ValueError: if it is of another kind, or was trained for other cameras than the pipeline's.
     """
     folder = find(name)
-    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if config.get("_class_name") != "ControlNetModel":
         raise ValueError(f"`--controlnet` {name} holds no ControlNetModel: give a folder that has its config.json.")
     preset = run_record(folder).get("cameras") or known_cameras(str(name))
     if preset:
         set_cameras(pipe, preset, f"`--controlnet` {name}")
-    return pipe.add_controlnet(ControlNetModel.from_pretrained(folder, use_safetensors=True), scale)
+    with naming(name):
+        controlnet = ControlNetModel.from_pretrained(folder, use_safetensors=True)
+    return pipe.add_controlnet(controlnet, scale)
