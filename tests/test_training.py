@@ -733,6 +733,13 @@ def test_a_held_out_object_stays_in_its_folder(shards, tmp_path):
     assert not (tmp_path / "outside").exists()
 
 
+def test_a_decoder_is_refused_fewer_views_than_a_batch(shards, tmp_path):
+    arguments = ["--data", str(shards), "--output", str(tmp_path / "vae"), "--batch_size", "100", "--minutes", "0"]
+    with pytest.raises(SystemExit, match="`--batch_size` is 100, but `--data` .* has only 72 views"):
+        train_vae.main(arguments)
+    assert not (tmp_path / "vae").exists()
+
+
 def test_a_damaged_sample_is_named(shards):
     entry = index_shards(shards)[1]
     with open(entry["shard"], "r+b") as file:
