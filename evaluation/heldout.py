@@ -61,7 +61,7 @@ def cameras_of(folder: Path) -> Cameras:
     if preset is None:
         logger.warning("%s does not say its cameras, and those of v1.2 are assumed.", folder)
         preset = "v1.2"
-    if preset not in list(CAMERAS):
+    if preset not in list(CAMERAS):  # a list, because what a file says may not be hashable
         raise ValueError(f"{path} names the cameras {preset!r}, but there are only {', '.join(CAMERAS)}.")
     return CAMERAS[preset]
 

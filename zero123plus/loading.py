@@ -241,7 +241,7 @@ def set_cameras(pipe: Zero123PlusPipeline, preset: str, source: str):
     Raises:
         ValueError: if there is no such preset, or the checkpoint says that it has others.
     """
-    if preset not in list(CAMERAS):
+    if preset not in list(CAMERAS):  # a list, because what a file says may not be hashable
         raise ValueError(f"{source} says that it has the cameras {preset!r}, but there are only {', '.join(CAMERAS)}.")
     wanted = CAMERAS[preset]
     if pipe.cameras_are_known and not same_cameras(pipe.cameras, wanted):
