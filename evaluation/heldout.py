@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline import CAMERAS, Cameras
+from pipeline import Cameras
 from training.data import (
     AZIMUTHS,
     CONDITIONS,
@@ -27,7 +27,7 @@ from training.data import (
     select_views,
     show_targets,
 )
-from zero123plus.loading import read_json
+from zero123plus.loading import preset_cameras, read_json
 from zero123plus.options import command
 from zero123plus.pictures import to_tile
 
@@ -61,9 +61,7 @@ def cameras_of(folder: Path) -> Cameras:
     if preset is None:
         logger.warning("%s does not say its cameras, and those of v1.2 are assumed.", folder)
         preset = "v1.2"
-    if preset not in list(CAMERAS):  # a list, because what a file says may not be hashable
-        raise ValueError(f"{path} names the cameras {preset!r}, but there are only {', '.join(CAMERAS)}.")
-    return CAMERAS[preset]
+    return preset_cameras(preset, path)
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:

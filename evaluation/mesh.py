@@ -21,9 +21,10 @@ from PIL import Image
 from scipy import sparse
 from tqdm import tqdm
 
-from pipeline import CAMERAS, Cameras, split_views
+from pipeline import Cameras, split_views
 from training import blender
 from training.data import index_shards, on_grey, read_member, read_object, select_views
+from zero123plus.loading import preset_cameras
 from zero123plus.mesh import RADIUS, Mesh, build_mesh, linear
 from zero123plus.options import command, count
 
@@ -126,7 +127,7 @@ def views_of(entry: dict, predictions: Path | None) -> tuple[dict, Cameras, list
         predictions: folder of `NAME/tile.png`; None takes the true views.
     """
     item = read_object(entry)
-    cameras = CAMERAS[json.loads(read_member(entry, "json"))["cameras"]["preset"]]
+    cameras = preset_cameras(json.loads(read_member(entry, "json"))["cameras"]["preset"], entry["shard"])
     if predictions:
         views = split_views([Image.open(predictions / item["name"] / "tile.png").convert("RGB")])[0]
     else:

@@ -20,7 +20,7 @@ import helpers  # noqa: E402
 
 from pipeline import CAMERAS  # noqa: E402
 from training import blender, render, toys  # noqa: E402
-from training.data import load_objects  # noqa: E402
+from training.data import index_shards, load_objects  # noqa: E402
 from zero123plus.exports import EXPORTS  # noqa: E402
 
 
@@ -294,3 +294,17 @@ def test_shards_are_whole_and_a_run_continues(tmp_path):
     render.main([*arguments, "--workers", "1"])
     assert path.stat().st_mtime_ns == written
     assert [item["name"] for item in load_objects(tmp_path / "data")] == ["lamp-1", "mug-2"]
+
+
+def test_what_a_damaged_shard_lacks_is_rendered_again(tmp_path):
+    (tmp_path / "names.txt").write_text("lamp-1\nmug-2\n")
+    options = ["--names", tmp_path / "names.txt", "--output", tmp_path / "data", "--size", "16", "--samples", "1"]
+    render.main([str(part) for part in (*options, "--workers", "1")])
+    path = tmp_path / "data" / "shard-00000.tar"
+    _, entry = index_shards(path.parent)
+    offset, _ = entry["members"]["targets.webp"]
+    path.write_bytes(path.read_bytes()[: offset + 10])
+    written = path.stat().st_mtime_ns
+    render.main([str(part) for part in (*options, "--workers", "1")])
+    assert [item["name"] for item in load_objects(tmp_path / "data")] == ["lamp-1", "mug-2"]
+    assert path.stat().st_mtime_ns == written

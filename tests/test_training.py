@@ -740,6 +740,21 @@ def test_a_decoder_is_refused_fewer_views_than_a_batch(shards, tmp_path):
     assert not (tmp_path / "vae").exists()
 
 
+def test_a_decoder_goes_on_and_its_encoder_stays(shards, tmp_path, capsys):
+    arguments = ["--data", shards, "--output", tmp_path / "out", "--batch_size", "2", "--gate", "0", "--minutes"]
+    train_vae.main([str(part) for part in (*arguments, "0")])
+    first = train_vae.AutoencoderKL.from_pretrained(tmp_path / "out" / "vae").state_dict()
+    (tmp_path / "out" / "state").rename(tmp_path / "out" / "state.old")  # ended while it was being replaced
+    progress = json.loads((tmp_path / "out" / "state.old" / "progress.json").read_text())
+    (tmp_path / "out" / "state.old" / "progress.json").write_text(json.dumps({**progress, "step": 40}))
+    train_vae.main([str(part) for part in (*arguments, "0.02")])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["step"] > 40
+    second = train_vae.AutoencoderKL.from_pretrained(tmp_path / "out" / "vae").state_dict()
+    changed = {name.partition(".")[0] for name in first if not torch.equal(first[name], second[name])}
+    assert changed == {"decoder"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"vae", "state", "state.old"}
+
+
 def test_a_damaged_sample_is_named(shards):
     entry = index_shards(shards)[1]
     with open(entry["shard"], "r+b") as file:

@@ -240,9 +240,11 @@ def main(argv: list[str] | None = None):
     vae, optimizer, loader = accelerator.prepare(vae, optimizer, loader)
     bare = accelerator.unwrap_model(vae)
     step, spent = 0, 0.0
-    if (options.output / "state").exists():
-        accelerator.load_state(options.output / "state")
-        progress = json.loads((options.output / "state" / "progress.json").read_text())
+    # The old one is alone there if the run ended while it was being replaced
+    states = [path for name in ("state", "state.old") if (path := options.output / name).exists()]
+    if states:
+        accelerator.load_state(states[0])
+        progress = json.loads((states[0] / "progress.json").read_text())
         step, spent = progress["step"], progress["seconds"]
 
     check = sample_views(ViewDataset(options.validation) if options.validation else dataset, 64)

@@ -9,7 +9,7 @@ from diffusers import ControlNetModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
-from pipeline import CAMERAS, Zero123PlusPipeline, known_cameras
+from pipeline import CAMERAS, Cameras, Zero123PlusPipeline, known_cameras
 
 ROOT = Path(__file__).resolve().parent.parent  # of this repository, which is the checkpoint that ships with it
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -156,7 +156,7 @@ def naming(name: str | Path):
     """Turns whatever a damaged checkpoint makes diffusers and transformers raise into a ValueError that names it."""
     try:
         yield
-    except ValueError:
+    except (ValueError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -229,6 +229,21 @@ def load_pipeline(
     return pipe.to(device)
 
 
+def preset_cameras(preset: str, source: str | Path) -> Cameras:
+    """The cameras of a preset, a key of `pipeline.CAMERAS`.
+
+    Args:
+        preset: as read from a file.
+        source: what names it, for the message.
+
+    Raises:
+        ValueError: if there is no such preset.
+    """
+    if preset not in list(CAMERAS):  # a list, because what a file says may not be hashable
+        raise ValueError(f"{source} says that it has the cameras {preset!r}, but there are only {', '.join(CAMERAS)}.")
+    return CAMERAS[preset]
+
+
 def set_cameras(pipe: Zero123PlusPipeline, preset: str, source: str):
     """Gives a pipeline the cameras of a preset, a key of `pipeline.CAMERAS`. Whatever was rendered, trained or
     controlled with a preset is checked here against the checkpoint that it meets.
@@ -241,9 +256,7 @@ def set_cameras(pipe: Zero123PlusPipeline, preset: str, source: str):
     Raises:
         ValueError: if there is no such preset, or the checkpoint says that it has others.
     """
-    if preset not in list(CAMERAS):  # a list, because what a file says may not be hashable
-        raise ValueError(f"{source} says that it has the cameras {preset!r}, but there are only {', '.join(CAMERAS)}.")
-    wanted = CAMERAS[preset]
+    wanted = preset_cameras(preset, source)
     if pipe.cameras_are_known and not same_cameras(pipe.cameras, wanted):
         raise ValueError(
             f"{source} has the cameras of {preset}, but the checkpoint says that it has others: {pipe.cameras}. Use"
