@@ -162,6 +162,18 @@ def test_other_file_systems(command, tmp_path):
     assert memory.exists("/views/toy/cameras.json")
 
 
+@pytest.mark.parametrize("option", ["--overwrite", "--resume"])
+def test_what_else_lies_on_another_file_system_stays(command, tmp_path, capsys, option):
+    memory = fsspec.filesystem("memory")
+    output = f"/{tmp_path.name}"
+    memory.pipe(f"{output}/toy/holiday.txt", b"mine")
+    assert command(tmp_path / "toy.png", "--output", f"memory:/{output}", option) == 2
+    assert "exists and is no result" in capsys.readouterr().err
+    memory.pipe(f"{output}/toy/cameras.json", b"{}")
+    assert command(tmp_path / "toy.png", "--output", f"memory:/{output}", "--overwrite") == 0
+    assert memory.cat(f"{output}/toy/holiday.txt") == b"mine" and memory.exists(f"{output}/toy/tile.png")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ray_makes_what_one_machine_makes(command, ray_cluster, tmp_path):

@@ -37,6 +37,11 @@ def is_done(output: str, name: str) -> bool:
     return fs.exists(f"{path}/{LAST}")
 
 
+def names_in(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    """Names of what a folder holds."""
+    return [PurePosixPath(entry).name for entry in fs.ls(path, detail=False)]
+
+
 def check_target(output: str, name: str, overwrite: bool, resume: bool = False) -> bool:
     """Checks that a result can be written without losing anything.
 
@@ -66,8 +71,9 @@ def check_target(output: str, name: str, overwrite: bool, resume: bool = False) 
         if not (overwrite or resume):
             raise ValueError(f"{path} exists: choose another --output, --overwrite it, or --resume.")
         return resume and not overwrite
-    if fs.exists(path) and (local or not (overwrite or resume)):
-        # Elsewhere a folder does not appear whole, and a run that was killed leaves a part of it
+    # Elsewhere a folder does not appear whole, and a run that was killed leaves a part of it
+    partial = not local and fs.isdir(path) and set(names_in(fs, path)) <= NAMES
+    if fs.exists(path) and not (partial and (overwrite or resume)):
         raise ValueError(f"{path} exists and is no result (it has no {LAST}): choose another --output, or move it.")
     return False
 
@@ -132,8 +138,9 @@ def put_result(write, output: str, name: str, overwrite: bool = False, resume: b
     if not isinstance(fs, LocalFileSystem):
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder))
-            if fs.exists(path):
-                fs.rm(path, recursive=True)
+            there = names_in(fs, path) if fs.exists(path) else []
+            for old in sorted(NAMES.intersection(there), key=lambda old: old != LAST):  # no whole result from now on
+                fs.rm(f"{path}/{old}", recursive=True)
             files = sorted((p for p in Path(folder).rglob("*") if p.is_file()), key=lambda p: p.name == LAST)
             for file in files:
                 fs.put_file(str(file), f"{path}/{file.relative_to(folder).as_posix()}")
@@ -176,10 +183,14 @@ class PreviewFile:
 
     def __init__(self, output: str, name: str):
         self.fs, self.path = fsspec.core.url_to_fs(join(output, f"{name}.preview.png"))
-        if self.fs.exists(self.path):
-            with self.fs.open(self.path, "rb") as file:
+        for path in self.files():
+            with self.fs.open(path, "rb") as file:
                 if SOFTWARE.encode() not in file.read(512):
-                    raise ValueError(f"{self.path} exists and is no preview: move it, or leave --preview out.")
+                    raise ValueError(f"{path} exists and is no preview: move it, or leave --preview out.")
+
+    def files(self) -> list[str]:
+        """The preview, and the file beside it that takes its place, as far as they are there."""
+        return [path for path in (self.path, f"{self.path}.partial") if self.fs.exists(path)]
 
     def write(self, picture: PIL.Image.Image):
         """Replaces the preview."""
@@ -192,6 +203,5 @@ class PreviewFile:
 
     def close(self):
         """Removes the preview."""
-        for path in (self.path, f"{self.path}.partial"):
-            if self.fs.exists(path):
-                self.fs.rm(path)
+        for path in self.files():
+            self.fs.rm(path)
