@@ -131,6 +131,23 @@ def test_files_that_are_left_out_are_counted_and_named(tmp_path):
     assert "files are left out" in words and "notes.txt" in words and "`pip install pillow-heif` reads HEIC" in words
 
 
+def test_results_and_what_is_hidden_are_no_pictures(tmp_path):
+    """As where results lie beside their pictures."""
+    for name in ("duck.png", "duck/tile.png", "duck/cameras.json", "duck/nerfstudio/images/view_0.png", ".a/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found, left_out = pictures.find_pictures([str(tmp_path)])
+    assert found == [(str(tmp_path / "duck.png"), "duck")]
+    assert {str(Path(path).relative_to(tmp_path)) for path in left_out} == {
+        "duck/tile.png",
+        "duck/cameras.json",
+        "duck/nerfstudio/images/view_0.png",
+    }
+    (tmp_path / "duck" / "cameras.json").unlink()  # pictures of the user's own
+    found, _ = pictures.find_pictures([str(tmp_path / "duck")])
+    assert [key for _, key in found] == ["nerfstudio/images/view_0", "tile"]
+
+
 def test_formats_are_recognised_by_content(tmp_path):
     noise_picture().save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.png")

@@ -21,6 +21,7 @@ MAX_PIXELS = 100_000_000  # of a file that is read
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"]
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif"}
 HEIF_SUFFIXES = {".heic", ".heif"}
+LAST = "cameras.json"  # the last file of a result that is written: a folder that has it is a whole result
 try:
     import pillow_heif
 
@@ -37,11 +38,13 @@ CUT_OUT_SHARE = 0.02  # of transparent pixels from which a picture counts as cut
 
 
 def find_pictures(given: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Finds the pictures that files, folders (with those below), patterns and URLs name.
+    """Finds the pictures that files, folders (with those below), patterns and URLs name. What is hidden in a folder is
+    passed over.
 
     Returns:
         For each picture its path or URL and the name of its result's folder: in a folder its relative path, else its
-        stem. And the files of folders that are left out, because their suffix is no picture's.
+        stem. And the files of folders that are left out, because their suffix is no picture's or they are part of a
+        result.
 
     Raises:
         ValueError: if one names no picture, a name cannot be a folder's, or two results would have one name or lie
@@ -54,9 +57,10 @@ def find_pictures(given: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
         except ImportError as error:
             raise ValueError(f"{name} needs another package: {error}.") from error
         if fs.isdir(path):
-            files = [p for p in sorted(fs.find(path)) if not PurePosixPath(p).name.startswith(".")]
-            paths = [p for p in files if PurePosixPath(p).suffix.lower() in SUFFIXES]
-            left_out += sorted(set(files) - set(paths))
+            files = {p for p in fs.find(path) if not is_hidden(PurePosixPath(p).relative_to(path))}
+            paths = {p for p in files if PurePosixPath(p).suffix.lower() in SUFFIXES}
+            paths = sorted(paths - in_results(files))
+            left_out += sorted(files.difference(paths))
             keys = [str(PurePosixPath(p).relative_to(path).with_suffix("")) for p in paths]
         else:
             paths = sorted(fs.glob(path)) if set(name) & set("*?[") and not fs.exists(path) else [path]
@@ -76,6 +80,18 @@ def find_pictures(given: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
                     f"{url} would be written to {key}, inside of the result of {found[str(parent)]}: rename one."
                 )
     return [(url, key) for key, url in found.items()], left_out
+
+
+def is_hidden(path: PurePosixPath) -> bool:
+    """Whether a part of a path begins with a dot."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def in_results(files: set[str]) -> set[str]:
+    """Those of a folder's files that are part of a result (`results.write_result`)."""
+    last = {path for path in map(PurePosixPath, files) if path.name == LAST}
+    folders = {path.parent for path in last if str(path.with_name("tile.png")) in files}
+    return {path for path in files if not folders.isdisjoint(PurePosixPath(path).parents)}
 
 
 def describe_left_out(left_out: list[str]) -> str:

@@ -17,11 +17,10 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline import COLUMNS, ROWS
 
 from .exports import EXPORTS
-from .pictures import cut_out
+from .pictures import LAST, cut_out
 
 logger = logging.getLogger(__name__)
 
-LAST = "cameras.json"  # the last file that is written: a folder that has it is a whole result
 NAMES = {LAST, "tile.png", *(f"view_{i}.png" for i in range(ROWS * COLUMNS)), *EXPORTS}
 SOFTWARE = "zero123plus preview"  # written into previews, which alone may be replaced
 
