@@ -13,7 +13,6 @@ small that its reference costs next to nothing. bfloat16 is left out on a proces
 import argparse
 import contextlib
 import copy
-import json
 from functools import partial
 from pathlib import Path
 
@@ -131,10 +130,7 @@ def main(argv: list[str] | None = None):
             row[f"PSNR to {to}"] = float(np.mean([metrics.psnr(*pair) for pair in zip(tiles, others)]))
             row[f"LPIPS to {to}"] = float(np.mean([metrics.lpips(*pair) for pair in zip(tiles, others)]))
         rows.append(row)
-    machine = benchmark.describe(o.device)
-    print(f"{machine}; {len(objects)} objects\n\n{benchmark.table(rows)}")
-    o.output.parent.mkdir(parents=True, exist_ok=True)
-    o.output.write_text(json.dumps({"machine": machine, "objects": len(objects), "results": rows}, indent=2) + "\n")
+    benchmark.report(rows, o, objects=len(objects))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ from transformers import (
 )
 
 from pipeline import CAMERAS, ReferenceCache, Zero123PlusPipeline, install_reference_attention
+from training.data import write_whole
 from training.mini import SCHEDULE, build_tokenizer
 from zero123plus.loading import ROOT, cpu_has_bfloat16
 from zero123plus.options import command, count
@@ -439,12 +440,13 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines + [f"| {' | '.join(cell(row.get(column)) for column in columns)} |" for row in rows])
 
 
-def report(rows: list[dict], o: argparse.Namespace):
-    """Prints the results and writes them."""
+def report(rows: list[dict], o: argparse.Namespace, **more):
+    """Prints the results and writes them, and `more` about how they were measured."""
     machine = describe(o.device)
-    print(f"{machine}\n\n{table(rows)}")
+    print(f"{'; '.join([machine, *(f'{name}: {value}' for name, value in more.items())])}\n\n{table(rows)}")
     o.output.parent.mkdir(parents=True, exist_ok=True)
-    o.output.write_text(json.dumps({"machine": machine, "results": rows}, indent=2) + "\n")
+    record = {"machine": machine, **more, "results": rows}
+    write_whole(o.output, (json.dumps(record, indent=2) + "\n").encode())
 
 
 @command
