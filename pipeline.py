@@ -673,6 +673,14 @@ def embed_control_tiles(controlnet: torch.nn.Module, tiles: list) -> tuple[torch
     return embedded, [controlnet.controlnet_cond_embedding(pixels) for pixels in tiles]
 
 
+def is_finite(number) -> bool:
+    """Whether something is a finite number, of whatever type."""
+    try:
+        return math.isfinite(number)
+    except TypeError:
+        return False
+
+
 def update(tensors: dict[str, torch.Tensor], returned: dict | None) -> bool:
     """Puts what a callback returned in the place of the loop's tensors, and ignores what the loop does not have.
 
@@ -1010,7 +1018,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         control_image,
         intervals: dict[str, tuple[float, float]],
         counts: dict[str, int],
-        numbers: dict[str, float | list[float] | None],
+        numbers: dict[str, list[float]],
+        shares: dict[str, float],
         output_type: str,
         callback_on_step_end_tensor_inputs,
     ):
@@ -1020,7 +1029,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             batch_size: number of pictures.
             intervals: by name, start and end as shares of the steps.
             counts: by argument, whole numbers of at least 1.
-            numbers: by argument, numbers or lists of numbers that must be finite.
+            numbers: by argument, numbers that must be finite.
+            shares: by argument, numbers in [0, 1].
 
         The others are the arguments of the call.
 
@@ -1031,10 +1041,13 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` is {value!r}, but must be a whole number of at least 1.")
-        for name, value in numbers.items():
-            for number in value if isinstance(value, (list, tuple)) else [value]:
-                if number is not None and not math.isfinite(number):
-                    raise ValueError(f"`{name}` is or has {number}, but must be finite.")
+        for name, values in numbers.items():
+            for number in values:
+                if not is_finite(number):
+                    raise ValueError(f"`{name}` is or has {number!r}, but must be a finite number.")
+        for name, number in shares.items():
+            if not (is_finite(number) and 0 <= number <= 1):
+                raise ValueError(f"`{name}` is {number!r}, but must be a number from 0 to 1.")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` is {output_type!r}, but must be 'pil', 'np', 'pt' or 'latent'.")
         if prompt is not None and prompt_embeds is not None and prompt != "":
@@ -1082,6 +1095,12 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         nets = getattr(self.controlnet, "nets", None)  # of a MultiControlNetModel
         if nets is not None and (not isinstance(control_image, list) or len(control_image) != len(nets)):
             raise ValueError(f"`control_image` must be a list of {len(nets)}, one for each ControlNet.")
+        scales, count = len(numbers["controlnet_conditioning_scale"]), 1 if nets is None else len(nets)
+        if scales not in (1, count):
+            raise ValueError(
+                f"`controlnet_conditioning_scale` has {scales} values for {count} ControlNets: give one number for"
+                " all, or one each."
+            )
         for net in nets or ([] if self.controlnet is None else [self.controlnet]):
             factor = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
             if factor != self.vae_scale_factor:
@@ -1090,9 +1109,9 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     " one for this checkpoint with `pipe.add_controlnet()`."
                 )
         for name, (start, end) in intervals.items():
-            if not 0 <= start < end <= 1:
+            if not (is_finite(start) and is_finite(end) and 0 <= start < end <= 1):
                 raise ValueError(
-                    f"`{name}_start` and `{name}_end` are {start} and {end}, but must rise within [0, 1]."
+                    f"`{name}_start` and `{name}_end` are {start!r} and {end!r}, but must rise within [0, 1]."
                 )
         unknown = set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs)
         if unknown:
@@ -1372,8 +1391,12 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             guidance_scale = self.config.default_guidance_scale
         if callback_on_step_end_tensor_inputs is None:
             callback_on_step_end_tensor_inputs = getattr(callback_on_step_end, "tensor_inputs", ["latents"])
+        control_scales = controlnet_conditioning_scale
+        if control_scales is None:
+            control_scales = self.controlnet_conditioning_scale
+        control_scales = list(control_scales) if isinstance(control_scales, (list, tuple)) else [control_scales]
         pictures = [pad_to_square(picture) for picture in load_pictures(image, "image")]
-        batch_size, num_tiles = len(pictures), len(pictures) * num_images_per_prompt
+        batch_size = len(pictures)
         self.check_inputs(
             batch_size=batch_size,
             prompt=prompt,
@@ -1394,12 +1417,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 "num_images_per_prompt": num_images_per_prompt,
                 "reference_interval": reference_interval,
             },
-            numbers={
-                "guidance_scale": guidance_scale,
-                "guidance_rescale": guidance_rescale,
-                "eta": eta,
-                "controlnet_conditioning_scale": controlnet_conditioning_scale,
-            },
+            numbers={"guidance_scale": [guidance_scale], "controlnet_conditioning_scale": control_scales},
+            shares={"guidance_rescale": guidance_rescale, "eta": eta},
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
@@ -1416,6 +1435,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 " used with 'trailing': pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config,"
                 " timestep_spacing='trailing')"
             )
+        num_tiles = batch_size * num_images_per_prompt
         device = self._execution_device
         scheduler = copy_scheduler(self.scheduler, num_inference_steps, device)
         num_steps = len(scheduler.timesteps)
@@ -1471,16 +1491,14 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         step_kwargs = {"generator": generator, "eta": eta}
         step_kwargs = {name: value for name, value in step_kwargs.items() if name in accepted}
         if control_image is not None:
-            control_scale = controlnet_conditioning_scale
-            if control_scale is None:
-                control_scale = self.controlnet_conditioning_scale
             multiple = hasattr(self.controlnet, "nets")
             control_tiles = [
                 self.prepare_control_image(tiles, batch_size, num_images_per_prompt, height, width, device)
                 for tiles in (control_image if multiple else [control_image])
             ]
-            if multiple and not isinstance(control_scale, list):
-                control_scale = [control_scale] * len(control_tiles)
+            if len(control_scales) == 1:
+                control_scales = control_scales * len(control_tiles)
+            control_scale = control_scales if multiple else control_scales[0]
             controlnet, control_tiles = embed_control_tiles(self.controlnet, control_tiles)
 
         # 5. Denoise
