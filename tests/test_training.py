@@ -327,6 +327,23 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(arguments, tmp_path):
     assert [path.name for path in loading.checkpoints(tmp_path / "broken")] == ["checkpoint-2", "checkpoint-4"]
 
 
+def test_a_resumed_run_has_its_own_rate_and_ema(arguments, tmp_path):
+    train.main(arguments("run", 2, "--learning_rate", 1e-3, "--warmup_steps", 0, "--in_memory"))
+    train.main(arguments("run", 4, "--learning_rate", 1e-4, "--warmup_steps", 0, "--in_memory", "--ema_decay", 0.5))
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["lr"] for line in log] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+    state = torch.load(tmp_path / "run" / "checkpoint-4" / "state" / "ema-0.pt", weights_only=True)
+    assert state["decay"] == 0.5
+
+
+def test_a_run_that_diverges_ends_and_saves_nothing(arguments, tmp_path):
+    options = ["--optimizer", "adamw", "--learning_rate", 1e30, "--warmup_steps", 0, "--in_memory"]
+    with pytest.raises(SystemExit, match="The loss of step 2 is nan: the training diverged"):
+        train.main(arguments("run", 5, *options))
+    assert loading.checkpoints(tmp_path / "run") == []
+    assert len(losses(tmp_path / "run")) == 1
+
+
 @pytest.mark.slow
 def test_a_killed_run_continues(arguments, tmp_path):
     command = [sys.executable, "-m", "training.train", *arguments("killed", 1000, "--save_minutes", "0")]

@@ -83,6 +83,7 @@ PHASES = {
 
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+MAX_OVERFLOWS = 20  # steps in a row that a scaler of float16's gradients may leave out before the run ends
 
 
 def trainable_parameters(unet: torch.nn.Module, train: str) -> dict[str, torch.nn.Parameter]:
@@ -319,6 +320,8 @@ class StepLog:
 
     def __init__(self, file, accelerator: Accelerator):
         self.file, self.accelerator, self.line = file, accelerator, None
+        self.overflows = 0  # steps in a row whose loss was not finite
+        self.max_overflows = MAX_OVERFLOWS if accelerator.scaler else 0
 
     def write(self, line: dict):
         """Takes a step's line, with the `loss` as a tensor."""
@@ -326,9 +329,20 @@ class StepLog:
         self.line = line
 
     def flush(self):
-        """Writes the line that was taken last."""
+        """Writes the line that was taken last.
+
+        Raises:
+            ValueError: if its loss is not finite, so that the weights are lost and must not be saved.
+        """
         if self.line:
             line = {**self.line, "loss": self.line["loss"].item()}
+            self.overflows = 0 if math.isfinite(line["loss"]) else self.overflows + 1
+            if self.overflows > self.max_overflows:
+                raise ValueError(
+                    f"The loss of step {line['step']} is {line['loss']}: the training diverged. Go on from its newest"
+                    " checkpoint, or if that diverges too from an earlier one, with a lower `--learning_rate`, more"
+                    " `--warmup_steps` or `--mixed_precision bf16`."
+                )
             if self.file:
                 self.file.write(json.dumps(line) + "\n")
             self.accelerator.log(line, line["step"])
@@ -398,7 +412,12 @@ def train(o: argparse.Namespace):
     # 3. Continue from the newest checkpoint
     record = {"checkpoint": absolute(o.checkpoint), "train": o.train, "lora_rank": o.lora_rank, "condition": condition}
     run = Run(o.output, accelerator, {**record, "optimizer": o.optimizer, "cameras": preset}, o.keep)
+    rates = list(lr_scheduler.base_lrs)
     step = run.restore(ema, optimizer)
+    # The options of this run count, not those in the state
+    ema.decay, lr_scheduler.base_lrs = o.ema_decay, rates
+    for group, rate, factor in zip(optimizer.param_groups, rates, lr_scheduler.lr_lambdas):
+        group["lr"] = rate * factor(lr_scheduler.last_epoch)
     stream = Stream(dataset, o.seed, step * o.batch_size, o.steps * o.batch_size, o.image_sizes)
     together = {"collate_fn": dataset.batch} if o.in_memory else {"collate_fn": list, "num_workers": o.workers}
     loader = torch.utils.data.DataLoader(stream, o.micro_batch_size, drop_last=True, **together)
