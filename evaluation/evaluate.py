@@ -23,6 +23,7 @@ input, generated and true views). `--check` exits with 1 where a bar of `evaluat
 
 import argparse
 import json
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -311,11 +312,13 @@ def save_tiles(o: argparse.Namespace, objects: list[Path]):
     if o.controlnet:
         loading.load_controlnet(pipe, o.controlnet)
     tiles = generate(pipe, objects, pipe.default_size, o, o.condition if o.controlnet else None)[0]
-    partial = o.save_tiles.with_name(o.save_tiles.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    for path, tile in zip(objects, tiles):
-        Image.fromarray(np.round(tile * 255).astype(np.uint8)).save(partial / f"{path.name}.png")
-    partial.rename(o.save_tiles)
+    o.save_tiles.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=o.save_tiles.parent) as folder:
+        partial = Path(folder, "tiles")
+        partial.mkdir()
+        for path, tile in zip(objects, tiles):
+            Image.fromarray(np.round(tile * 255).astype(np.uint8)).save(partial / f"{path.name}.png")
+        partial.rename(o.save_tiles)
 
 
 def evaluate(o: argparse.Namespace) -> bool:
