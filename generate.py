@@ -28,13 +28,12 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     options.add_checkpoint_options(add)
     add("--dtype", choices=loading.DTYPES, help=options.DTYPE_HELP)
     add("--steps", type=options.count, help="denoising steps (default: the checkpoint's)")
-    add("--guidance", type=float, help="guidance scale (default: the checkpoint's)")
+    add("--guidance", type=options.scale, help="guidance scale (default: the checkpoint's)")
     add("--seed", type=options.seed, default=0, help="of every picture (default: %(default)s)")
     add("--batch-size", type=options.count, default=1, help="pictures at a time (default: %(default)s)")
     add("--remove-background", action="store_true", help="with rembg, where a picture has no transparency")
-    add(
-        "--foreground-ratio", type=options.share, help="recentre: the object's larger side as a share of the picture's"
-    )
+    ratio = options.number(float, 0.01, 1)
+    add("--foreground-ratio", type=ratio, help="recentre: the object's larger side as a share of the picture's")
     add("--export", choices=EXPORTS, action="append", default=[], help="also write the views for this program")
     add("--upscale", type=int, choices=[upscale.SCALE], help="make the views this many times as large, by Real-ESRGAN")
     add("--preview", action="store_true", help="show a batch's first picture in NAME.preview.png while it forms")

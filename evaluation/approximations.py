@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from zero123plus import loading
 from zero123plus.deep_cache import DeepCache
-from zero123plus.options import add_checkpoint_options, command, count, load_from_options, number
+from zero123plus.options import add_checkpoint_options, command, count, load_from_options, number, scale
 
 from . import benchmark, metrics
 from .evaluate import read
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None):
     add_checkpoint_options(add)
     add("--limit", type=count, default=8, help="held-out objects (default: %(default)s)")
     add("--settings", nargs="+", default=[""], help="only those whose names begin so, beside the first")
-    add("--guidance", type=float, help="scale of classifier-free guidance (default: the checkpoint's)")
+    add("--guidance", type=scale, help="scale of classifier-free guidance (default: the checkpoint's)")
     add("--dtype", default="float16" if torch.cuda.is_available() else "float32", help="of what is timed")
     add(
         "--repeats",

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pipeline import Cameras
 from training.data import TileDataset, on_grey, read_object, select_targets, select_views
 from zero123plus import loading
-from zero123plus.options import add_checkpoint_options, command, count, load_from_options
+from zero123plus.options import add_checkpoint_options, command, count, load_from_options, scale
 from zero123plus.pictures import foreground
 
 from . import metrics
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None):
     add_checkpoint_options(add)
     add("--renders", type=Path, required=True, help="shards of the held-out toys")
     add("--steps", type=count, help="denoising steps; the checkpoint's if missing")
-    add("--guidance", type=float, help="guidance scale; the checkpoint's if missing")
+    add("--guidance", type=scale, help="guidance scale; the checkpoint's if missing")
     add("--limit", type=count, help="measure only the first N objects")
     o = parser.parse_args(argv)
     dataset = TileDataset(o.renders)

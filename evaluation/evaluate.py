@@ -37,7 +37,7 @@ from training.data import write_whole
 from training.loss import Denoiser, Zero123PlusLoss
 from zero123plus import loading
 from zero123plus.mattes import cut_out
-from zero123plus.options import add_checkpoint_options, command, count, load_from_options
+from zero123plus.options import add_checkpoint_options, command, count, load_from_options, scale
 from zero123plus.pictures import foreground
 
 from . import bars, metrics
@@ -216,7 +216,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--heldout", type=Path, default=FOLDER, help="objects, of evaluation.heldout")
     add("--output", type=Path, default=Path("out/evaluation"), help="folder of the results, which are replaced")
     add("--steps", type=count, help="denoising steps; the checkpoint's if missing")
-    add("--guidance", type=float, help="guidance scale; the checkpoint's if missing")
+    add("--guidance", type=scale, help="guidance scale; the checkpoint's if missing")
     add("--check", action="store_true", help="exit with 1 where a bar of evaluation.bars is missed")
     add("--samples", type=count, default=1, help="a picture; their scores are averaged")
     add("--clip", help="folder or Hub name of a CLIP model, to measure CLIP similarity too")

@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline import Cameras
 from training import blender
 from zero123plus import loading
-from zero123plus.options import add_checkpoint_options, command, count, load_from_options
+from zero123plus.options import add_checkpoint_options, command, count, load_from_options, scale
 from zero123plus.pictures import depth_tile, read_picture
 from zero123plus.results import put_result, write_result
 
@@ -54,9 +54,9 @@ def main(argv: list[str] | None = None):
         default=str(loading.ROOT / "controlnet"),
         help="folder, run or Hub name, of training.train_controlnet; the shipped checkpoint's if missing",
     )
-    add("--scale", type=float, default=0.75, help="of the ControlNet (default: %(default)s)")
+    add("--scale", type=scale, default=0.75, help="of the ControlNet (default: %(default)s)")
     add("--steps", type=count, default=36, help="default: %(default)s")
-    add("--guidance", type=float, help="default: the checkpoint's")
+    add("--guidance", type=scale, help="default: the checkpoint's")
     o = parser.parse_args(argv)
     if o.output.exists():
         raise ValueError(f"{o.output} exists: choose a new --output.")

@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline import load_pictures, split_views
 from zero123plus import loading
 from zero123plus.mattes import cut_out
-from zero123plus.options import add_checkpoint_options, command, count, load_from_options
+from zero123plus.options import add_checkpoint_options, command, count, load_from_options, scale
 from zero123plus.pictures import read_picture, to_tile
 from zero123plus.results import put_result
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None):
         help="folder, run or Hub name, of training.train_controlnet; the shipped checkpoint's if missing",
     )
     parser.add_argument("--steps", type=count, default=28, help="default: %(default)s")
-    parser.add_argument("--guidance", type=float, help="default: the checkpoint's")
+    parser.add_argument("--guidance", type=scale, help="default: the checkpoint's")
     o = parser.parse_args(argv)
     if o.output.exists():
         raise ValueError(f"{o.output} exists: choose a new --output.")

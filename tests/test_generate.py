@@ -174,6 +174,27 @@ def test_what_else_lies_on_another_file_system_stays(command, tmp_path, capsys, 
     assert memory.cat(f"{output}/toy/holiday.txt") == b"mine" and memory.exists(f"{output}/toy/tile.png")
 
 
+def test_a_remote_result_that_is_being_replaced_is_not_whole(tmp_path, monkeypatch):
+    """A run that is killed while it removes an earlier result leaves one that `--resume` makes again."""
+    output = f"memory://{tmp_path.name}"
+    memory = fsspec.filesystem("memory")
+
+    def write(folder):
+        for name in ("tile.png", "view_0.png", results.LAST):
+            (folder / name).write_text(name)
+
+    def fail(self, path, **options):
+        remove(self, path, **options)
+        raise OSError("killed")
+
+    results.put_result(write, output, "toy")
+    remove = type(memory).rm
+    monkeypatch.setattr(type(memory), "rm", fail)
+    with pytest.raises(OSError, match="killed"):
+        results.put_result(write, output, "toy", overwrite=True)
+    assert not results.is_done(output, "toy")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ray_makes_what_one_machine_makes(command, ray_cluster, tmp_path):
@@ -242,6 +263,12 @@ def test_preview_without_the_vae(pipe, run, monkeypatch):
     callback = preview.Preview(pipe, noise_picture(), lambda step, picture: shown.append((step, picture.size)))
     run(pipe, noise_picture(), callback_on_step_end=callback)
     assert shown == [(1, (4, 6)), (2, (4, 6))]
+
+
+def test_options_out_of_range_are_refused_before_any_work(command, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command(tmp_path / "toy.png", "--foreground-ratio", 0)
+    assert "--foreground-ratio: '0' is no number from 0.01 to 1" in capsys.readouterr().err
 
 
 def test_foreground_ratio_wants_transparency(command, tmp_path, capsys):

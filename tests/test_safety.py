@@ -102,8 +102,9 @@ def test_concurrent_writers_do_not_collide(tmp_path):
     assert all((tmp_path / str(k) / results.LAST).exists() for k in range(20))
 
 
-def test_a_file_named_like_the_preview_is_kept(tmp_path):
-    noise_picture().save(tmp_path / "duck.preview.png")
+@pytest.mark.parametrize("name", ["duck.preview.png", "duck.preview.png.partial"])
+def test_a_file_named_like_the_preview_is_kept(tmp_path, name):
+    noise_picture().save(tmp_path / name, "PNG")
     with pytest.raises(ValueError, match="is no preview"):
         results.PreviewFile(str(tmp_path), "duck")
 

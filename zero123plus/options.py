@@ -33,6 +33,7 @@ def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], 
 
 count = number(int, 1)
 share = number(float, 0, 1)
+scale = number(float, -1000, 1000)  # of guidance, a LoRA or a ControlNet
 seed = number(int, -(2**63), 2**64 - 1)  # what `torch.Generator.manual_seed` takes
 
 
@@ -64,7 +65,7 @@ def add_checkpoint_options(add):
     add("--checkpoint", help="folder, training run or Hub name; the one in this repository if missing")
     add_cameras_option(add)
     add("--lora", help="folder, training run or Hub name of a LoRA for the UNet")
-    add("--lora-scale", "--lora_scale", type=float, default=1.0, help="strength of the LoRA")
+    add("--lora-scale", "--lora_scale", type=scale, default=1.0, help="strength of the LoRA")
     add("--pickle", action="store_true", help="also read weights stored with pickle, which can run code")
     add("--device", help=DEVICE_HELP)
 
