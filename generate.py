@@ -32,8 +32,9 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=options.seed, default=0, help="of every picture (default: %(default)s)")
     add("--batch-size", type=options.count, default=1, help="pictures at a time (default: %(default)s)")
     add("--remove-background", action="store_true", help="with rembg, where a picture has no transparency")
-    ratio = options.number(float, 0.01, 1)
-    add("--foreground-ratio", type=ratio, help="recentre: the object's larger side as a share of the picture's")
+    add(
+        "--foreground-ratio", type=options.ratio, help="recentre: the object's larger side as a share of the picture's"
+    )
     add("--export", choices=EXPORTS, action="append", default=[], help="also write the views for this program")
     add("--upscale", type=int, choices=[upscale.SCALE], help="make the views this many times as large, by Real-ESRGAN")
     add("--preview", action="store_true", help="show a batch's first picture in NAME.preview.png while it forms")

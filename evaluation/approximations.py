@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None):
     add("--limit", type=count, default=8, help="held-out objects (default: %(default)s)")
     add("--settings", nargs="+", default=[""], help="only those whose names begin so, beside the first")
     add("--guidance", type=scale, help="scale of classifier-free guidance (default: the checkpoint's)")
-    add("--dtype", default="float16" if torch.cuda.is_available() else "float32", help="of what is timed")
+    dtype = "float16" if torch.cuda.is_available() else "float32"
+    add("--dtype", choices=loading.DTYPES, default=dtype, help="of what is timed (default: %(default)s)")
     add(
         "--repeats",
         type=number(int, 0),

@@ -52,8 +52,8 @@ from transformers import (
 from pipeline import CAMERAS, ReferenceCache, Zero123PlusPipeline, install_reference_attention
 from training.data import write_whole
 from training.mini import SCHEDULE, build_tokenizer
-from zero123plus.loading import ROOT, cpu_has_bfloat16
-from zero123plus.options import command, count
+from zero123plus.loading import DTYPES, ROOT, choose_device, cpu_has_bfloat16
+from zero123plus.options import DEVICE_HELP, command, count
 
 from . import plain, training_speed
 
@@ -454,8 +454,8 @@ def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Time the pipeline.")
     add = parser.add_argument
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    add("--dtypes", nargs="+", choices=("float16", "bfloat16", "float32"), help="default: float16; float32 on a CPU")
+    add("--device", help=DEVICE_HELP)
+    add("--dtypes", nargs="+", choices=DTYPES, help="default: float16; float32 on a CPU")
     add("--modes", nargs="+", choices=("eager", "compiled"), default=["eager"], help="default: eager")
     add("--batches", nargs="+", type=count, help="default: 1 4; 32 for --training")
     add("--steps", nargs="+", type=count, help="default: 28; 4 on a CPU")
@@ -467,6 +467,7 @@ def main(argv: list[str] | None = None):
     add("--data", type=Path, help="folder of shards, for --training")
     add("--checkpoint", default=str(ROOT), help="what --training trains (default: the one in this repository)")
     o = parser.parse_args(argv)
+    o.device = choose_device(o.device)
     on_cpu = torch.device(o.device).type == "cpu"
     if o.training:
         if o.data is None:

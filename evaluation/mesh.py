@@ -29,6 +29,7 @@ from zero123plus.mesh import RADIUS, Mesh, build_mesh, linear
 from zero123plus.options import command, count
 
 from . import metrics
+from .evaluate import mean_and_error
 from .heldout import group_of
 
 GRID = 128  # voxels of an edge, for volumes
@@ -199,10 +200,11 @@ def main(argv: list[str] | None = None):
         groups.setdefault(group_of(row.pop("name")), []).append(row)
     for group, rows in groups.items():
         print(f"{group} ({len(rows)})")
-        for name in rows[0]:
-            values = np.array([row[name] for row in rows])
-            error = values.std() / len(values) ** 0.5
-            print(f"  {name}: {values.mean():.3f} ± {error:.3f} (from {values.min():.3f} to {values.max():.3f})")
+        means, errors = mean_and_error(rows)
+        for name, mean in means.items():
+            values = [row[name] for row in rows]
+            error = f" ± {errors[name]:.3f}" if errors else ""
+            print(f"  {name}: {mean:.3f}{error} (from {min(values):.3f} to {max(values):.3f})")
 
 
 if __name__ == "__main__":

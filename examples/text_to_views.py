@@ -16,7 +16,7 @@ from diffusers import AutoPipelineForText2Image
 from PIL import Image
 
 from zero123plus import loading
-from zero123plus.options import add_checkpoint_options, command, count, load_from_options, seed, share
+from zero123plus.options import add_checkpoint_options, command, count, load_from_options, ratio, seed
 from zero123plus.pictures import recentre, remove_background
 from zero123plus.results import put_result, write_result
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None):
     )
     add_checkpoint_options(parser.add_argument)
     parser.add_argument("--keep-background", action="store_true", help="do not cut the object out")
-    parser.add_argument("--foreground-ratio", type=share, default=0.85, help="default: %(default)s")
+    parser.add_argument("--foreground-ratio", type=ratio, default=0.85, help="default: %(default)s")
     parser.add_argument("--text-steps", type=count, default=30, help="default: %(default)s")
     parser.add_argument("--steps", type=count, help="default: the checkpoint's")
     parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")

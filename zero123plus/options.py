@@ -33,6 +33,7 @@ def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], 
 
 count = number(int, 1)
 share = number(float, 0, 1)
+ratio = number(float, 0.01, 1)  # of an object's side to the picture's
 scale = number(float, -1000, 1000)  # of guidance, a LoRA or a ControlNet
 seed = number(int, -(2**63), 2**64 - 1)  # what `torch.Generator.manual_seed` takes
 
