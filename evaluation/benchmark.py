@@ -53,7 +53,7 @@ from pipeline import CAMERAS, ReferenceCache, Zero123PlusPipeline, install_refer
 from training.data import write_whole
 from training.mini import SCHEDULE, build_tokenizer
 from zero123plus.loading import DTYPES, ROOT, choose_device, cpu_has_bfloat16
-from zero123plus.options import DEVICE_HELP, command, count
+from zero123plus.options import command, count
 
 from . import plain, training_speed
 
@@ -265,8 +265,7 @@ def compile_pipeline(pipe: Zero123PlusPipeline, **options):
 
 def synchronize(device: torch.device):
     """Waits until the device has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    torch.get_device_module(device).synchronize()
 
 
 @contextmanager
@@ -454,7 +453,7 @@ def main(argv: list[str] | None = None):
     """The command line."""
     parser = argparse.ArgumentParser(description="Time the pipeline.")
     add = parser.add_argument
-    add("--device", help=DEVICE_HELP)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     add("--dtypes", nargs="+", choices=DTYPES, help="default: float16; float32 on a CPU")
     add("--modes", nargs="+", choices=("eager", "compiled"), default=["eager"], help="default: eager")
     add("--batches", nargs="+", type=count, help="default: 1 4; 32 for --training")

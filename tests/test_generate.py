@@ -265,10 +265,14 @@ def test_preview_without_the_vae(pipe, run, monkeypatch):
     assert shown == [(1, (4, 6)), (2, (4, 6))]
 
 
-def test_options_out_of_range_are_refused_before_any_work(command, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("option", "value"), [("--foreground-ratio", "0"), ("--guidance", "nan"), ("--lora-scale", "inf")]
+)
+def test_options_out_of_range_are_refused_before_any_work(command, tmp_path, capsys, option, value):
     with pytest.raises(SystemExit):
-        command(tmp_path / "toy.png", "--foreground-ratio", 0)
-    assert "--foreground-ratio: '0' is no number from 0.01 to 1" in capsys.readouterr().err
+        command(tmp_path / "toy.png", option, value)
+    error = capsys.readouterr().err
+    assert option in error and f"{value!r} is no number from" in error
 
 
 def test_foreground_ratio_wants_transparency(command, tmp_path, capsys):

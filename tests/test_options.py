@@ -22,7 +22,7 @@ def test_numbers_are_read(kind, text, value):
         (options.count, "1.5", "'1.5' is no whole number of at least 1"),
         (options.share, "1.01", "'1.01' is no number from 0 to 1"),
         (options.share, "nan", "'nan' is no number from 0 to 1"),
-        (options.scale, "nan", "'nan' is no number from -1000 to 1000"),
+        (options.scale, "inf", "'inf' is no number from -1000 to 1000"),
         (options.seed, str(2**64), "is no whole number from"),
     ],
 )
