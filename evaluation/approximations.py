@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from zero123plus import loading
 from zero123plus.deep_cache import DeepCache
-from zero123plus.options import add_checkpoint_options, command, count, load_from_options, number, scale
+from zero123plus.options import add_checkpoint_options, command, load_from_options, number, scale
 
 from . import benchmark, metrics
 from .evaluate import read
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description="Compare faster settings with the exact one.")
     add = parser.add_argument
     add_checkpoint_options(add)
-    add("--limit", type=count, default=8, help="held-out objects (default: %(default)s)")
+    add("--limit", type=number(int, 0), default=8, help="held-out objects (default: %(default)s), 0: time alone")
     add("--settings", nargs="+", default=[""], help="only those whose names begin so, beside the first")
     add("--guidance", type=scale, help="scale of classifier-free guidance (default: the checkpoint's)")
     dtype = "float16" if torch.cuda.is_available() else "float32"
@@ -98,11 +98,12 @@ def main(argv: list[str] | None = None):
     add("--output", type=Path, default=Path("out/approximations.json"), help="file of the results, which is replaced")
     o = parser.parse_args(argv)
     objects = sorted(path.parent for path in FOLDER.glob("*/views.webp"))[: o.limit]
-    truths = np.stack([read(path / "views.webp") for path in objects])
+    truths = [read(path / "views.webp") for path in objects]
     pictures = [Image.open(path / "input.webp") for path in objects]
     o.device = loading.choose_device(o.device)
-    pipe = load_from_options(o, "float32")
-    pipe.set_progress_bar_config(disable=True)
+    if objects:
+        pipe = load_from_options(o, "float32")
+        pipe.set_progress_bar_config(disable=True)
     if o.repeats:
         size = benchmark.SMALL if torch.device(o.device).type == "cpu" else benchmark.FULL
         model = benchmark.build(size, o.device, getattr(torch, o.dtype))
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None):
             run = partial(call, in_dtype(model, setting), setting, [grey], **shape, output_type="latent")
             seconds = min(benchmark.timed(run, model.device)[0] for _ in range(o.repeats))
             row |= {"seconds": seconds, "time": seconds / rows[0]["seconds"] if rows else 1.0}
-        if not applies(pipe, setting):
+        if not objects or not applies(pipe, setting):
             rows.append(row)
             continue
         tiles = call(in_dtype(pipe, setting), setting, pictures, guidance_scale=o.guidance, output_type="np")

