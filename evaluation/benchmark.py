@@ -385,11 +385,12 @@ def measure(pipe, baseline, size: dict, batch: int, steps: int, repeats: int) ->
     for _ in range(repeats):
         for name, which in systems.items():
             if device.type == "cuda":
+                before = torch.cuda.memory_allocated()  # the weights of all systems, and what is kept
                 torch.cuda.reset_peak_memory_stats()
             elapsed, _ = timed(partial(call, which, steps), device)
             seconds[name].append(elapsed)
             if device.type == "cuda":
-                memory[name] = torch.cuda.max_memory_allocated() / 2**30
+                memory[name] = (torch.cuda.max_memory_allocated() - before) / 2**30
     ours = statistics.median(seconds["ours"])
     with stopwatch(pipe) as parts:
         whole, _ = timed(partial(call, pipe, steps), device)
@@ -398,7 +399,7 @@ def measure(pipe, baseline, size: dict, batch: int, steps: int, repeats: int) ->
     result = {
         "seconds a tile": ours / batch,
         "tiles a second": batch / ours,
-        "peak GiB": memory.get("ours"),
+        "GiB beside weights": memory.get("ours"),
         "TFLOP a tile": flops / batch / 1e12,
         "share of matmul rate": flops / ours / matmul_rate(device, pipe.unet.dtype),
         **{part: parts[part] / whole for part in PARTS},
@@ -407,7 +408,7 @@ def measure(pipe, baseline, size: dict, batch: int, steps: int, repeats: int) ->
         result["time with kept negative reference"] = statistics.median(seconds["keeping"]) / ours
     if baseline:
         result["baseline seconds a tile"] = statistics.median(seconds["baseline"]) / batch
-        result["baseline peak GiB"] = memory.get("baseline")
+        result["baseline GiB beside weights"] = memory.get("baseline")
         result["time to baseline's"] = ours / statistics.median(seconds["baseline"])
     if baseline and eager:
         latents, theirs = map(latents_of_shared_noise, (pipe, baseline))
