@@ -23,7 +23,7 @@ cd "$(dirname "$0")/.."
 out=${OUT:-out/gpu} vae=${VAE:-vae} control=${CONTROL:-$DATA}
 minutes=${MINUTES:-6} vae_minutes=${VAE_MINUTES:-4} control_minutes=${CONTROL_MINUTES:-2.5}
 mkdir -p "$out/result"
-# Five processes of all threads each decoded 12 objects a second on 16 cores, with two threads each 240
+# On 16 cores five processes of all threads each read 12 objects a second, beside a compilation; of two threads each, 240
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 
 train=(python -m training.train --phase scratch --in_memory --permute_colours --report_to none --save_minutes 1000 --keep 1)
