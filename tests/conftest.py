@@ -45,6 +45,12 @@ def build_pipe(channels=(32, 64)):
 
 
 @pytest.fixture(autouse=True)
+def one_thread():
+    """Again, because a library that an earlier test called may have changed it, and sums depend on it."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
 def float32_by_default(monkeypatch):
     """So that tests compute alike on all processors."""
     monkeypatch.setattr(loading, "cpu_has_bfloat16", lambda: False)
