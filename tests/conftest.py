@@ -17,7 +17,6 @@ from diffusers import AutoencoderKL
 from training.mini import build_pipeline
 from zero123plus import loading
 
-torch.set_num_threads(1)  # the models are too small for threads, and several tests run at once
 TILE = {"height": 48, "width": 32}  # the size of `build_pipe`'s checkpoint
 
 
@@ -46,7 +45,9 @@ def build_pipe(channels=(32, 64)):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Again, because a library that an earlier test called may have changed it, and sums depend on it."""
+    """The models are too small for more, and several tests run at once. Set before each test, because a library that
+    an earlier test called may have changed it, and the order of sums depends on it.
+    """
     torch.set_num_threads(1)
 
 
