@@ -216,9 +216,7 @@ def build(pipe) -> gr.Blocks:
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description="The page: six views of a picture.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = options.Parser("The page: six views of a picture.")
     add = parser.add_argument
     options.add_checkpoint_options(add)
     add("--dtype", choices=loading.DTYPES, help=options.DTYPE_HELP)

@@ -10,6 +10,7 @@ failed, with a line on standard error for each, and 130 after Ctrl-C.
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -21,16 +22,16 @@ from zero123plus.exports import EXPORTS, check_exports
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description="Six consistent views of the object in each picture.")
+    parser = options.Parser("Six consistent views of the object in each picture.")
     add = parser.add_argument
     add("pictures", nargs="+", metavar="PICTURE", help="file, folder, pattern, or URL that fsspec knows")
     add("-o", "--output", required=True, help="folder or URL to write to, one folder a picture")
     options.add_checkpoint_options(add)
     add("--dtype", choices=loading.DTYPES, help=options.DTYPE_HELP)
-    add("--steps", type=options.count, help="denoising steps (default: the checkpoint's)")
-    add("--guidance", type=options.scale, help="guidance scale (default: the checkpoint's)")
-    add("--seed", type=options.seed, default=0, help="of every picture (default: %(default)s)")
-    add("--batch-size", type=options.count, default=1, help="pictures at a time (default: %(default)s)")
+    add("--steps", type=options.count, help="denoising steps; the checkpoint's if missing")
+    add("--guidance", type=options.scale, help="guidance scale; the checkpoint's if missing")
+    add("--seed", type=options.seed, default=0, help="of every picture")
+    add("--batch-size", type=options.count, default=1, help="pictures at a time")
     add("--remove-background", action="store_true", help="with rembg, where a picture has no transparency")
     add(
         "--foreground-ratio", type=options.ratio, help="recentre: the object's larger side as a share of the picture's"
@@ -50,44 +51,32 @@ def say(line: object):
     tqdm.write(f"generate.py: {line}", file=sys.stderr)
 
 
-def run(o: argparse.Namespace) -> int:
-    """Makes all views and returns the exit status."""
-    check_exports(o.export)
-    if o.upscale:
+def run(given: list[str], settings: jobs.Settings, batch_size: int, ray: str | None, workers: int) -> int:
+    """Makes all views and returns the exit status.
+
+    Args:
+        given: files, folders, patterns and URLs of pictures.
+        settings: of each picture.
+        batch_size: pictures at a time.
+        ray: address of a Ray cluster, if it is to run there.
+        workers: there.
+    """
+    check_exports(settings.exports)
+    if settings.upscale:
         upscale.check_packages()
-    if "://" not in o.output:
-        o.output = str(Path(o.output).absolute())
-    found, left_out = pictures.find_pictures(o.pictures)
+    found, left_out = pictures.find_pictures(given)
     if left_out:
         say(f"{len(found)} pictures{pictures.describe_left_out(left_out)}")
-    left = [job for job in found if not results.check_target(o.output, job[1], o.overwrite, o.resume)]
+    left = [
+        job for job in found if not results.check_target(settings.output, job[1], settings.overwrite, settings.resume)
+    ]
     if not left:
         return 0
-    device = loading.choose_device(o.device)
-    say(loading.describe(device, o.dtype))
-    settings = jobs.Settings(
-        output=o.output,
-        load={
-            "checkpoint": o.checkpoint,
-            "device": device,
-            "dtype": o.dtype,
-            "cameras": o.cameras,
-            "lora": o.lora,
-            "lora_scale": o.lora_scale,
-            "pickle": o.pickle,
-        },
-        call={"num_inference_steps": o.steps, "guidance_scale": o.guidance},
-        seed=o.seed,
-        remove_background=o.remove_background,
-        foreground_ratio=o.foreground_ratio,
-        exports=tuple(o.export),
-        upscale=bool(o.upscale),
-        preview=o.preview,
-        overwrite=o.overwrite,
-        resume=o.resume or bool(o.ray),  # a worker that was lost may have left a result
-    )
-    batches = [left[i : i + o.batch_size] for i in range(0, len(left), o.batch_size)]
-    done = jobs.run_on_ray(batches, settings, o.ray, o.workers) if o.ray else jobs.run_here(batches, settings)
+    say(settings.checkpoint.describe())
+    if ray:  # a worker that was lost may have left a result
+        settings = dataclasses.replace(settings, resume=True)
+    batches = [left[i : i + batch_size] for i in range(0, len(left), batch_size)]
+    done = jobs.run_on_ray(batches, settings, ray, workers) if ray else jobs.run_here(batches, settings)
     failed = 0
     with tqdm(total=len(found), initial=len(found) - len(left), unit="picture", disable=len(batches) < 2) as bar:
         for batch in done:
@@ -96,7 +85,7 @@ def run(o: argparse.Namespace) -> int:
                 if result["error"]:
                     say(result["error"])
                 else:
-                    bar.write(results.join(o.output, f"{result['name']}/tile.png"))
+                    bar.write(results.join(settings.output, f"{result['name']}/tile.png"))
             bar.update(len(batch))
     return 2 if failed else 0
 
@@ -105,7 +94,20 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     o = parse_options(argv)
     try:
-        return run(o)
+        settings = jobs.Settings(
+            output=o.output if "://" in o.output else str(Path(o.output).absolute()),
+            checkpoint=options.parse_checkpoint(o, o.dtype),
+            call={"num_inference_steps": o.steps, "guidance_scale": o.guidance},
+            seed=o.seed,
+            remove_background=o.remove_background,
+            foreground_ratio=o.foreground_ratio,
+            exports=tuple(o.export),
+            upscale=bool(o.upscale),
+            preview=o.preview,
+            overwrite=o.overwrite,
+            resume=o.resume,
+        )
+        return run(o.pictures, settings, o.batch_size, o.ray, o.workers)
     except (ImportError, OSError, ValueError) as error:
         say(options.one_line(error))
         return 2

@@ -1,16 +1,17 @@
 # Copyright 2026 The Zero123++ pipeline contributors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Zero123++ (https://arxiv.org/abs/2310.15110): six consistent views of an object from one picture of it.
 
-This file is a `diffusers` custom pipeline and needs no other file of its repository. It adds to stock components what
-is specific to Zero123++: the scaling of the target space, the cameras, scaled reference attention, and the mixing of
-the CLIP image embedding into the prompt.
+This file is a `diffusers` custom pipeline and needs no other file of its repository: diffusers cannot load the files
+that a pipeline imports where the repository's name has a dot, as those of the public checkpoints have. It adds to
+stock components what is specific to Zero123++: the scaling of the target space, the cameras, scaled reference
+attention, and the mixing of the CLIP image embedding into the prompt.
 """
 
 import contextlib
 import copy
-import functools
 import inspect
 import math
+import numbers
 import re
 import threading
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.models.unets import unet_2d_condition
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
-from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.schedulers import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput, logging, replace_example_docstring, scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
@@ -78,7 +79,8 @@ ENCODED_EDGE = 1024  # pixels; a picture that must be padded is first shrunk to 
 
 # The tile that is denoised is scaled and shifted so that its latents are centred and have about unit variance. The
 # constants are those of the published pipeline and belong to its weights.
-IMAGE_SCALE = 0.5 / 0.8
+IMAGE_MEAN, IMAGE_STD = 0.5, 0.8  # of the processor of reference pictures
+IMAGE_SCALE = IMAGE_MEAN / IMAGE_STD  # the tile, in [-1, 1], is scaled alike
 LATENT_SHIFT = 0.22
 LATENT_SCALE = 0.75
 
@@ -236,8 +238,8 @@ class Cameras:
     """The cameras of the six views of a tile.
 
     Args:
-        azimuths: degrees around the object, relative to the input view.
-        elevations: degrees above the horizon.
+        azimuths: degrees around world +Z, relative to the input view, which is on +X, and counted towards +Y.
+        elevations: degrees above the XY plane, within (-90, 90).
         fov: vertical field of view in degrees.
     """
 
@@ -245,64 +247,111 @@ class Cameras:
     elevations: tuple[float, ...]
     fov: float
 
+    @classmethod
+    def named(cls, preset: str, source: str | Path) -> "Cameras":
+        """The cameras of a key of `CAMERAS`.
+
+        Args:
+            preset: as read from a file or an option.
+            source: what names it, for the message.
+
+        Raises:
+            ValueError: if there is no such preset.
+        """
+        if preset not in list(CAMERAS):  # a list, because what a file says may not be hashable
+            raise ValueError(
+                f"{source} says that it has the cameras {preset!r}, but there are only {', '.join(CAMERAS)}."
+            )
+        return CAMERAS[preset]
+
+    @staticmethod
+    def preset_of(name: str | Path) -> str | None:
+        """The key in `CAMERAS` of a public checkpoint or ControlNet (zero123plus-v1.1, controlnet-zp11-depth-v1), by
+        its Hub name, a folder of its name or the Hub's cache; None for another. Folders above it say nothing.
+        """
+        path = Path(name)
+        path = path.resolve() if path.is_dir() else path
+        last = path.parts[-3].split("--")[-1] if path.parts[-2:-1] == ("snapshots",) else path.name
+        pattern = r"(?:zero123plus[-_]v?|controlnet-zp)(1[._]?[12])(?:-(?:depth|normal-gen)-v1)?"
+        found = re.fullmatch(pattern, last.lower())
+        return f"v1.{found[1][-1]}" if found else None
+
+    @classmethod
+    def from_config(cls, config: dict, assumed: str | None = None) -> "Cameras | None":
+        """The cameras that a pipeline's configuration says, in `view_*` or by the name that it was loaded from.
+
+        Args:
+            config: of a pipeline.
+            assumed: the key of `CAMERAS` that fills in what the configuration does not tell; without one the result is
+                then None.
+        """
+        given = [config.get(f"view_{name}") for name in ("azimuths", "elevations", "fov")]
+        preset = cls.preset_of(str(config.get("_name_or_path"))) or assumed
+        if preset is None and None in given[1:]:
+            return None
+        default = CAMERAS[preset or "v1.2"]
+        azimuths, elevations, fov = given
+        return cls(
+            tuple(azimuths or default.azimuths),
+            tuple(elevations or default.elevations),
+            default.fov if fov is None else fov,
+        )
+
     @property
     def radius(self) -> float:
-        """The distance at which a sphere of radius 0.5 just fills a view in the plane of its centre."""
-        return 0.5 / math.tan(math.radians(self.fov) / 2)
+        """The distance at which a sphere of radius `RADIUS` just fills a view in the plane of its centre."""
+        return RADIUS / math.tan(math.radians(self.fov) / 2)
+
+    def agree(self, other: "Cameras") -> bool:
+        """Whether others are the same within a hundredth of a degree, to which model cards round."""
+        pairs = zip((*self.azimuths, *self.elevations, self.fov), (*other.azimuths, *other.elevations, other.fov))
+        return all(abs(a - b) < 0.01 for a, b in pairs)
 
     def poses(self, radius: float | None = None) -> np.ndarray:
-        """[`camera_poses`] at a distance of `radius`, by default `self.radius`."""
-        return camera_poses(self.azimuths, self.elevations, self.radius if radius is None else radius)
+        """Camera-to-world matrices of the cameras, which look at the origin.
+
+        Args:
+            radius: distance from the origin, by default `self.radius`.
+
+        Returns:
+            Shape (N, 4, 4). OpenGL convention: the camera's +X is right, +Y up, and it looks along -Z.
+
+        Raises:
+            ValueError: if the radius is not positive and finite.
+        """
+        radius = self.radius if radius is None else radius
+        if not 0 < radius < math.inf:
+            raise ValueError(f"`radius` is {radius}, but must be positive and finite.")
+        azimuth, elevation = np.radians(self.azimuths), np.radians(self.elevations)
+        zero, one = np.zeros_like(azimuth), np.ones_like(azimuth)
+        right = np.stack([-np.sin(azimuth), np.cos(azimuth), zero], axis=-1)
+        back = np.stack(
+            [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)], axis=-1
+        )
+        up = np.cross(back, right)
+        matrix = np.stack([right, up, back, radius * back], axis=-1)  # (N, 3, 4)
+        return np.concatenate([matrix, np.stack([zero, zero, zero, one], axis=-1)[:, None]], axis=1)
 
     def intrinsics(self, height: int, width: int) -> np.ndarray:
-        """[`camera_intrinsics`] of a view of `height` x `width` pixels."""
-        return camera_intrinsics(self.fov, height, width)
+        """Pinhole intrinsics of a view of `height` x `width` pixels, shape (3, 3), in pixels. The principal point is
+        the centre.
+
+        Raises:
+            ValueError: if the view has no pixels.
+        """
+        if min(height, width) < 1:
+            raise ValueError(f"`height` and `width` are {height} and {width}, but must be at least 1 pixel.")
+        focal = height / 2 / math.tan(math.radians(self.fov) / 2)
+        return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
 
 
-AZIMUTHS = (30.0, 90.0, 150.0, 210.0, 270.0, 330.0)
+RADIUS = 0.5  # of the sphere that the object fills, around the world's origin; +Z is up
+AZIMUTHS = (30.0, 90.0, 150.0, 210.0, 270.0, 330.0)  # degrees
 # By version of the public checkpoints (their model cards)
 CAMERAS = {
     "v1.1": Cameras(AZIMUTHS, (30.0, -20.0) * 3, math.degrees(2 * math.atan(16 / 35))),
     "v1.2": Cameras(AZIMUTHS, (20.0, -10.0) * 3, 30.0),
 }
-
-
-def known_cameras(name: str) -> str | None:
-    """The key in `CAMERAS` of a public checkpoint or ControlNet (zero123plus-v1.1, controlnet-zp11-depth-v1), by its
-    Hub name or by a folder of its name; None for another.
-    """
-    found = re.search(r"(?:zero123plus[-_]v?|controlnet-zp)(1[._]?[12])(?![0-9])", name.lower())
-    return f"v1.{found[1][-1]}" if found else None
-
-
-def camera_poses(azimuths, elevations, radius: float) -> np.ndarray:
-    """Camera-to-world matrices of cameras that look at the origin.
-
-    Args:
-        azimuths: degrees around world +Z, 0 on +X (where the input view is), counted towards +Y.
-        elevations: degrees above the XY plane, within (-90, 90).
-        radius: distance from the origin.
-
-    Returns:
-        Shape (N, 4, 4). OpenGL convention: the camera's +X is right, +Y up, and it looks along -Z. World +Z is up.
-    """
-    azimuth, elevation = np.radians(azimuths), np.radians(elevations)
-    zero, one = np.zeros_like(azimuth), np.ones_like(azimuth)
-    right = np.stack([-np.sin(azimuth), np.cos(azimuth), zero], axis=-1)
-    back = np.stack(
-        [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)], axis=-1
-    )
-    up = np.cross(back, right)
-    matrix = np.stack([right, up, back, radius * back], axis=-1)  # (N, 3, 4)
-    return np.concatenate([matrix, np.stack([zero, zero, zero, one], axis=-1)[:, None]], axis=1)
-
-
-def camera_intrinsics(fov: float, height: int, width: int) -> np.ndarray:
-    """Pinhole intrinsics of a view of `height` x `width` pixels and a vertical field of view of `fov` degrees: shape
-    (3, 3), in pixels. The principal point is the centre.
-    """
-    focal = height / 2 / math.tan(math.radians(fov) / 2)
-    return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
 
 
 # ---- Reference attention ----
@@ -343,39 +392,6 @@ class ReferenceCache:
         return key, value
 
 
-class KeptReference:
-    """The keys and values that the negative reference writes at each step, kept for the calls that follow. The first
-    guided step of a call computes its own and compares: where anything that they depend on has changed (weights, a
-    LoRA, the negative prompt), or that step was not kept, all that was kept is dropped.
-
-    Args:
-        max_bytes: steps that do not fit are computed every time.
-        settings: what the steps' noise levels, dtype and device follow from.
-        steps: by number, the entries of a [`ReferenceCache`].
-    """
-
-    def __init__(self, max_bytes: int, settings: tuple = (), steps: dict[int, dict] | None = None):
-        self.max_bytes, self.settings, self.steps, self.checked = max_bytes, settings, steps or {}, False
-
-    def begin(self, settings: tuple) -> "KeptReference":
-        """A copy for one call, so that calls in other threads do not meet it."""
-        return KeptReference(self.max_bytes, settings, dict(self.steps) if settings == self.settings else {})
-
-    def entries(self, step: int, write: Callable[[], dict]) -> dict:
-        """The entries of a step; `write` computes them."""
-        if self.checked and step in self.steps:
-            return self.steps[step]
-        entries = write()
-        own, kept = ([x for pair in e.values() for x in pair] for e in (entries, self.steps.get(step, {})))
-        if not self.checked and (len(own) != len(kept) or not all(map(torch.equal, own, kept))):
-            self.steps = {}
-        self.checked = True
-        size = sum(x.nbytes for e in self.steps.values() for pair in e.values() for x in pair)
-        if step not in self.steps and size + sum(x.nbytes for x in own) <= self.max_bytes:
-            self.steps[step] = entries
-        return entries
-
-
 class ReferenceAttnProcessor:
     """Scaled dot-product attention in which self-attention also attends to a reference picture (section 2.2 of the
     paper).
@@ -395,7 +411,6 @@ class ReferenceAttnProcessor:
     """
 
     _attention_backend = None  # written by `set_attention_backend`
-    _parallel_config = None
 
     def __init__(self, layer: str, fused: bool = False):
         self.layer, self.fused = layer, fused
@@ -643,6 +658,7 @@ class _Call:
     """What the properties of the pipeline say about one call."""
 
     guidance: Guidance = field(default_factory=lambda: Guidance(1.0))
+    scheduler: SchedulerMixin | None = None
     num_timesteps: int = 0
     cross_attention_kwargs: dict | None = None
     interrupt: bool = False
@@ -671,6 +687,11 @@ def embed_control_tiles(controlnet: torch.nn.Module, tiles: list) -> tuple[torch
     embedded = copy.copy(controlnet)
     embedded._modules = {**controlnet._modules, "controlnet_cond_embedding": torch.nn.Identity()}
     return embedded, [controlnet.controlnet_cond_embedding(pixels) for pixels in tiles]
+
+
+def is_whole(number) -> bool:
+    """Whether something is a whole number, of Python or of numpy."""
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
 
 
 def is_finite(number) -> bool:
@@ -802,7 +823,6 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self.controlnet_conditioning_scale = 1.0
         self._warned_of_cameras = False
-        self._kept_reference = None
         self._calls = {}  # by thread: the call that runs in it, or ran in it last
         if unet is not None:
             install_reference_attention(unet)
@@ -825,8 +845,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "pipeline.py").write_text(self._source, encoding="utf-8")
-        if self.cameras_are_known:
-            cameras = self.cameras
+        if cameras := Cameras.from_config(self.config):
             self.register_to_config(
                 view_azimuths=list(cameras.azimuths),
                 view_elevations=list(cameras.elevations),
@@ -857,62 +876,28 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self.controlnet_conditioning_scale = conditioning_scale
         return controlnet
 
-    def keep_negative_reference(self, max_bytes: int | None = 2 * 2**30):
-        """Keeps the negative reference's keys and values between calls with one schedule, number of steps and negative
-        prompt, which then compute about half of the reference pass. [`KeptReference`] says when they are dropped.
-
-        Args:
-            max_bytes: of memory on the UNet's device; None ends the keeping and frees the memory.
-        """
-        self._kept_reference = None if max_bytes is None else KeptReference(max_bytes)
-
     # Cameras
-
-    @property
-    def cameras_are_known(self) -> bool:
-        """Whether the checkpoint says its cameras, in its configuration or by its name."""
-        given = (self.config.view_elevations, self.config.view_fov)
-        return None not in given or known_cameras(str(self.config.get("_name_or_path"))) is not None
 
     @property
     def cameras(self) -> Cameras:
         """The cameras of the six views. One warning says when nothing tells them and those of v1.2 are assumed."""
-        preset = known_cameras(str(self.config.get("_name_or_path")))
-        if not (self.cameras_are_known or self._warned_of_cameras):
+        if Cameras.from_config(self.config) is None and not self._warned_of_cameras:
             self._warned_of_cameras = True
             logger.warning(
                 "The checkpoint does not say its cameras, and those of v1.2 are assumed. For v1.1 pass"
                 " `view_elevations=[30, -20] * 3, view_fov=49.134` to `from_pretrained`, or `--cameras v1.1` to a"
                 " command."
             )
-        default = CAMERAS[preset or "v1.2"]
-        fov = self.config.view_fov
-        return Cameras(
-            tuple(self.config.view_azimuths or default.azimuths),
-            tuple(self.config.view_elevations or default.elevations),
-            default.fov if fov is None else fov,
-        )
+        return Cameras.from_config(self.config, assumed="v1.2")
 
     def camera_poses(self, radius: float | None = None) -> np.ndarray:
-        """Camera-to-world matrices of the six views, shape (6, 4, 4).
-
-        OpenGL convention: a camera's +X is right, +Y up, and it looks along -Z. The world's +Z is up, the object is
-        at the origin, and the input view is at azimuth 0, on +X (its elevation is unknown).
-
-        Args:
-            radius: distance of the cameras; 0.5 / tan(fov / 2) by default, where a sphere of radius 0.5 just fills
-                a view in the plane of its centre. That is 1.866 for v1.2.
+        """Camera-to-world matrices of the six views, shape (6, 4, 4): see [`Cameras.poses`]. The object is at the
+        origin, and the input view at azimuth 0, on +X (its elevation is unknown).
         """
-        if radius is not None and not 0 < radius < math.inf:
-            raise ValueError(f"`radius` is {radius}, but must be positive and finite.")
         return self.cameras.poses(radius)
 
     def camera_intrinsics(self, height: int, width: int) -> np.ndarray:
-        """Pinhole intrinsics of one view of `height` x `width` pixels, shape (3, 3), in pixels; the principal point
-        is the centre.
-        """
-        if min(height, width) < 1:
-            raise ValueError(f"`height` and `width` are {height} and {width}, but must be at least 1 pixel.")
+        """Pinhole intrinsics of one view of `height` x `width` pixels, shape (3, 3), in pixels."""
         return self.cameras.intrinsics(height, width)
 
     # The state of the call that runs in this thread, under the names that diffusers' callbacks use
@@ -934,11 +919,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """The guidance scale of the running call. A callback sets `pipe._guidance_scale`."""
         return self._call.guidance.scale
 
-    @property
-    def _guidance_scale(self) -> float:
-        return self._call.guidance.scale
-
-    @_guidance_scale.setter
+    @guidance_scale.setter
     def _guidance_scale(self, scale: float):
         self._call.guidance.scale = scale
 
@@ -946,6 +927,11 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def do_classifier_free_guidance(self) -> bool:
         """Whether the running call is guided at all."""
         return self.guidance_scale > 1
+
+    @property
+    def running_scheduler(self) -> SchedulerMixin | None:
+        """The running call's own copy of the scheduler. In a callback it stands at the next step."""
+        return self._call.scheduler
 
     @property
     def num_timesteps(self) -> int:
@@ -962,11 +948,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """Whether the running call is to stop denoising. A callback sets `pipe._interrupt = True`."""
         return self._call.interrupt
 
-    @property
-    def _interrupt(self) -> bool:
-        return self._call.interrupt
-
-    @_interrupt.setter
+    @interrupt.setter
     def _interrupt(self, value: bool):
         # In a callback this is the callback's own call; a thread without a call ends all that run
         calls = [self._call] if self._call.running else list(self._calls.values())
@@ -994,7 +976,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         levels = 2 ** (len(self.unet.config.block_out_channels) - 1)
         for name, value, views in (("height", height, ROWS), ("width", width, COLUMNS)):
             step = math.lcm(views * self.vae_scale_factor, self.vae_scale_factor * levels)
-            if not isinstance(value, int):
+            if not is_whole(value):
                 raise TypeError(f"`{name}` is {value!r}, but must be a whole number of pixels.")
             if value < step or value % step:
                 low = max(step, value // step * step)
@@ -1003,43 +985,20 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     f" UNet: the nearest are {low} and {low + step}."
                 )
 
-    def check_inputs(
-        self,
-        *,
-        batch_size: int,
-        prompt,
-        negative_prompt,
-        height: int,
-        width: int,
-        generator,
-        latents,
-        prompt_embeds,
-        negative_prompt_embeds,
-        control_image,
-        intervals: dict[str, tuple[float, float]],
-        counts: dict[str, int],
-        numbers: dict[str, list[float]],
-        shares: dict[str, float],
-        output_type: str,
-        callback_on_step_end_tensor_inputs,
-    ):
-        """Checks the arguments of a call that can be checked before any computing.
+    def check_numbers(self, counts: dict, numbers: dict, shares: dict, intervals: dict):
+        """Checks the numbers of a call.
 
         Args:
-            batch_size: number of pictures.
-            intervals: by name, start and end as shares of the steps.
             counts: by argument, whole numbers of at least 1.
-            numbers: by argument, numbers that must be finite.
+            numbers: by argument, lists of numbers that must be finite.
             shares: by argument, numbers in [0, 1].
-
-        The others are the arguments of the call.
+            intervals: by argument less its `_start` or `_end`, start and end as shares of the steps.
 
         Raises:
-            TypeError, ValueError: naming the argument, its value and what to do.
+            ValueError: naming the argument, its value and what it must be.
         """
-        self.check_size(height, width)
         for name, value in counts.items():
-            if not isinstance(value, int) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise ValueError(f"`{name}` is {value!r}, but must be a whole number of at least 1.")
         for name, values in numbers.items():
             for number in values:
@@ -1048,42 +1007,67 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         for name, number in shares.items():
             if not (is_finite(number) and 0 <= number <= 1):
                 raise ValueError(f"`{name}` is {number!r}, but must be a number from 0 to 1.")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` is {output_type!r}, but must be 'pil', 'np', 'pt' or 'latent'.")
-        if prompt is not None and prompt_embeds is not None and prompt != "":
-            raise ValueError("Both `prompt` and `prompt_embeds` are given: give one.")
-        if negative_prompt is not None and negative_prompt_embeds is not None:
-            raise ValueError("Both `negative_prompt` and `negative_prompt_embeds` are given: give one.")
+        for name, (start, end) in intervals.items():
+            if not (is_finite(start) and is_finite(end) and 0 <= start < end <= 1):
+                raise ValueError(
+                    f"`{name}_start` and `{name}_end` are {start!r} and {end!r}, but must rise within [0, 1]."
+                )
 
-        for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+    def check_batch(
+        self, batch_size: int, prompts: dict, embeds: dict, generator, latents, latents_shape: tuple[int, ...]
+    ):
+        """Checks that what is given for each picture, or each tile, fits their number.
+
+        Args:
+            batch_size: number of pictures.
+            prompts: by argument, texts.
+            embeds: by argument, encoded texts in place of the prompt of the same order.
+            generator: of the call.
+            latents: of the call.
+            latents_shape: what they must be, (B, C, h, w).
+
+        Raises:
+            TypeError, ValueError: naming the argument, its value and what to do.
+        """
+        dim = self.unet.config.cross_attention_dim
+        for (name, text), (name_of_embeds, encoded) in zip(prompts.items(), embeds.items()):
             if not isinstance(text, (str, list, type(None))):
                 raise TypeError(f"`{name}` is a {type(text).__name__}, but must be a string or a list of strings.")
             if isinstance(text, list) and len(text) != batch_size:
                 raise ValueError(f"`{name}` has {len(text)} entries for {batch_size} pictures: give one, or one each.")
-        dim = self.unet.config.cross_attention_dim
-        for name, embeds in (("prompt_embeds", prompt_embeds), ("negative_prompt_embeds", negative_prompt_embeds)):
-            if embeds is None:
+            if encoded is None:
                 if self.text_encoder is None:
-                    raise ValueError(f"The pipeline has no text encoder: give `{name}`.")
+                    raise ValueError(f"The pipeline has no text encoder: give `{name_of_embeds}`.")
                 continue
-            length = len(self.config.ramping_coefficients or range(embeds.shape[1]))
-            if tuple(embeds.shape) not in ((1, length, dim), (batch_size, length, dim)):
+            if text is not None and (text or name != "prompt"):  # whose default is an empty text
+                raise ValueError(f"Both `{name}` and `{name_of_embeds}` are given: give one.")
+            length = len(self.config.ramping_coefficients or range(encoded.shape[1]))
+            if tuple(encoded.shape) not in ((1, length, dim), (batch_size, length, dim)):
                 raise ValueError(
-                    f"`{name}` has shape {tuple(embeds.shape)}, but must be (1 or {batch_size}, {length}, {dim}) for"
-                    f" {batch_size} pictures."
+                    f"`{name_of_embeds}` has shape {tuple(encoded.shape)}, but must be (1 or {batch_size}, {length},"
+                    f" {dim}) for {batch_size} pictures."
                 )
-        total = batch_size * counts["num_images_per_prompt"]
         for item in generator if isinstance(generator, list) else [generator]:
             if not isinstance(item, (torch.Generator, type(None))):
                 raise TypeError(
                     f"`generator` is or has {item!r}, but must be of torch.Generator:"
                     " torch.Generator().manual_seed(...)."
                 )
-        if isinstance(generator, list) and len(generator) != total:
-            raise ValueError(f"`generator` has {len(generator)} entries for {total} tiles: give one, or one each.")
-        shape = (total, self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` has shape {tuple(latents.shape)}, but must be {shape} for these arguments.")
+        if isinstance(generator, list) and len(generator) != latents_shape[0]:
+            raise ValueError(
+                f"`generator` has {len(generator)} entries for {latents_shape[0]} tiles: give one, or one each."
+            )
+        if latents is not None and tuple(latents.shape) != latents_shape:
+            raise ValueError(
+                f"`latents` has shape {tuple(latents.shape)}, but must be {latents_shape} for these arguments."
+            )
+
+    def check_control(self, control_image, scales: list[float]):
+        """Checks that the control tiles and their scales fit the ControlNets.
+
+        Raises:
+            ValueError: naming the argument, its value and what to do.
+        """
         if (control_image is None) != (self.controlnet is None):
             have, lack = (
                 ("ControlNet", "`control_image`") if control_image is None else ("`control_image`", "ControlNet")
@@ -1095,11 +1079,11 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         nets = getattr(self.controlnet, "nets", None)  # of a MultiControlNetModel
         if nets is not None and (not isinstance(control_image, list) or len(control_image) != len(nets)):
             raise ValueError(f"`control_image` must be a list of {len(nets)}, one for each ControlNet.")
-        scales, count = len(numbers["controlnet_conditioning_scale"]), 1 if nets is None else len(nets)
-        if scales not in (1, count):
+        count = 1 if nets is None else len(nets)
+        if len(scales) not in (1, count):
             raise ValueError(
-                f"`controlnet_conditioning_scale` has {scales} values for {count} ControlNets: give one number for"
-                " all, or one each."
+                f"`controlnet_conditioning_scale` has {len(scales)} values for {count} ControlNets: give one number"
+                " for all, or one each."
             )
         for net in nets or ([] if self.controlnet is None else [self.controlnet]):
             factor = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
@@ -1108,17 +1092,6 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     f"The ControlNet shrinks `control_image` by {factor}, but the VAE by {self.vae_scale_factor}: make"
                     " one for this checkpoint with `pipe.add_controlnet()`."
                 )
-        for name, (start, end) in intervals.items():
-            if not (is_finite(start) and is_finite(end) and 0 <= start < end <= 1):
-                raise ValueError(
-                    f"`{name}_start` and `{name}_end` are {start!r} and {end!r}, but must rise within [0, 1]."
-                )
-        unknown = set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` names {sorted(unknown)}, but can name"
-                f" {self._callback_tensor_inputs}."
-            )
 
     # Encoding and preparing
 
@@ -1244,31 +1217,13 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     # The steps of the loop
 
-    def write_reference(
-        self,
-        cache: ReferenceCache,
-        sample: torch.Tensor,
-        t: torch.Tensor,
-        embeds: torch.Tensor,
-        keep: Callable | None = None,
-    ):
+    def write_reference(self, cache: ReferenceCache, sample: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor):
         """Runs the noisy reference, shape (B, C, h', w'), with its text states, shape (B, L, D), through the UNet,
-        which writes its keys and values into the cache, in place of earlier ones. Those of the first sample, the
-        negative one, come from `keep` ([`KeptReference.entries`] of this step) if it is given.
+        which writes its keys and values into the cache, in place of earlier ones.
         """
-
-        def write(part: slice) -> dict:
-            cache.entries = {}  # frees their memory, and lets a compiled UNet find the same empty cache every time
-            kwargs = {**(self.cross_attention_kwargs or {}), "reference": cache, "reference_mode": "write"}
-            self.unet(sample[part], t, embeds[part], cross_attention_kwargs=kwargs, return_dict=False)
-            return cache.entries
-
-        if keep is None:
-            write(slice(None))
-        else:
-            negative = keep(lambda: write(slice(1)))
-            for name, pair in write(slice(1, None)).items():
-                cache.entries[name] = tuple(torch.cat(both) for both in zip(negative[name], pair))
+        cache.entries = {}  # frees their memory, and lets a compiled UNet find the same empty cache every time
+        kwargs = {**(self.cross_attention_kwargs or {}), "reference": cache, "reference_mode": "write"}
+        self.unet(sample, t, embeds, cross_attention_kwargs=kwargs, return_dict=False)
 
     def predict(
         self, cache: ReferenceCache, sample: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor, residuals: dict
@@ -1397,21 +1352,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         control_scales = list(control_scales) if isinstance(control_scales, (list, tuple)) else [control_scales]
         pictures = [pad_to_square(picture) for picture in load_pictures(image, "image")]
         batch_size = len(pictures)
-        self.check_inputs(
-            batch_size=batch_size,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            height=height,
-            width=width,
-            generator=generator,
-            latents=latents,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            control_image=control_image,
-            intervals={
-                "guidance": (guidance_start, guidance_end),
-                "control_guidance": (control_guidance_start, control_guidance_end),
-            },
+        self.check_size(height, width)
+        self.check_numbers(
             counts={
                 "num_inference_steps": num_inference_steps,
                 "num_images_per_prompt": num_images_per_prompt,
@@ -1419,9 +1361,31 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             },
             numbers={"guidance_scale": [guidance_scale], "controlnet_conditioning_scale": control_scales},
             shares={"guidance_rescale": guidance_rescale, "eta": eta},
-            output_type=output_type,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            intervals={
+                "guidance": (guidance_start, guidance_end),
+                "control_guidance": (control_guidance_start, control_guidance_end),
+            },
         )
+        num_tiles = batch_size * num_images_per_prompt
+        grid = height // self.vae_scale_factor, width // self.vae_scale_factor
+        shape = (num_tiles, self.unet.config.in_channels, *grid)
+        self.check_batch(
+            batch_size,
+            prompts={"prompt": prompt, "negative_prompt": negative_prompt},
+            embeds={"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds},
+            generator=generator,
+            latents=latents,
+            latents_shape=shape,
+        )
+        self.check_control(control_image, control_scales)
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` is {output_type!r}, but must be 'pil', 'np', 'pt' or 'latent'.")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` names {sorted(unknown)}, but can name"
+                f" {self._callback_tensor_inputs}."
+            )
         check_scheduler(self.scheduler, num_inference_steps)
         install_reference_attention(self.unet)
         if (height, width) != self.default_size:
@@ -1435,12 +1399,11 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 " used with 'trailing': pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config,"
                 " timestep_spacing='trailing')"
             )
-        num_tiles = batch_size * num_images_per_prompt
         device = self._execution_device
         scheduler = copy_scheduler(self.scheduler, num_inference_steps, device)
         num_steps = len(scheduler.timesteps)
         guidance = Guidance(guidance_scale, guidance_rescale, guidance_start, guidance_end)
-        call = self._calls[threading.get_ident()] = _Call(guidance, num_steps, cross_attention_kwargs)
+        call = self._calls[threading.get_ident()] = _Call(guidance, scheduler, num_steps, cross_attention_kwargs)
         # A callback may switch guidance on later, so that its half must be ready
         may_guide = guidance.scale > 1 or callback_on_step_end is not None
 
@@ -1484,8 +1447,6 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             negative_noise = self.draw_noise((num_steps, *negative.shape[1:]), device, negative_generator)
 
         # 4. Prepare the initial noise and the control tiles
-        grid = height // self.vae_scale_factor, width // self.vae_scale_factor
-        shape = (num_tiles, self.unet.config.in_channels, *grid)
         latents = self.prepare_latents(shape, scheduler, device, generator, latents)
         accepted = inspect.signature(scheduler.step).parameters
         step_kwargs = {"generator": generator, "eta": eta}
@@ -1502,10 +1463,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             controlnet, control_tiles = embed_control_tiles(self.controlnet, control_tiles)
 
         # 5. Denoise
-        cache, guided, rewrite, kept = ReferenceCache(), None, True, None
-        if self._kept_reference and num_negatives == 1:
-            settings = type(scheduler), repr(scheduler.config), scheduler.timesteps.tolist(), self.unet.dtype, device
-            kept = self._kept_reference.begin(settings)
+        cache, guided, rewrite = ReferenceCache(), None, True
         with self._running(call), self.progress_bar(total=num_steps) as progress_bar:
             for i, t in enumerate(scheduler.timesteps):
                 if call.interrupt:
@@ -1521,8 +1479,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     if guided:
                         noise = torch.cat([negative_noise[i : i + 1].expand(num_negatives, -1, -1, -1), noise])
                     noisy = noise_to_step(scheduler, references[halves], noise, t)
-                    keep = functools.partial(kept.entries, i) if kept and guided else None
-                    self.write_reference(cache, noisy, t, embeds, keep)
+                    self.write_reference(cache, noisy, t, embeds)
                     rewrite = False
 
                 # 5.2 The tile attends to them
@@ -1542,12 +1499,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     tensors = dict(zip(self._callback_tensor_inputs, (latents, prompt_embeds, negative_prompt_embeds)))
                     given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     rewrite = update(tensors, callback_on_step_end(self, i, t, given))
-                    kept = None if rewrite else kept
                     latents, prompt_embeds, negative_prompt_embeds = tensors.values()
                 progress_bar.update()
-
-        if kept and self._kept_reference:  # which may have ended meanwhile
-            self._kept_reference = kept
 
         # 6. Decode. What is not finite would become black pictures
         latents = result = unscale_latents(latents)

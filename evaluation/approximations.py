@@ -10,8 +10,6 @@ small that its reference costs next to nothing. bfloat16 is left out on a proces
 (JSON) and prints a table.
 """
 
-import argparse
-import contextlib
 import copy
 from functools import partial
 from pathlib import Path
@@ -23,20 +21,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from zero123plus import loading
-from zero123plus.deep_cache import DeepCache
-from zero123plus.options import add_checkpoint_options, command, load_from_options, number, scale
+from zero123plus.options import Parser, add_checkpoint_options, command, load_from_options, number, scale
 
 from . import benchmark, metrics
 from .evaluate import read
-from .heldout import FOLDER
+from .heldout import FOLDERS
 
 ANCESTRAL = EulerAncestralDiscreteScheduler
 SETTINGS = {
     "exact: Euler ancestral, 28 steps": (ANCESTRAL, 28, {}),
     "reference every 2 steps": (ANCESTRAL, 28, {"reference_interval": 2}),
     "reference every 4 steps": (ANCESTRAL, 28, {"reference_interval": 4}),
-    "DeepCache, whole UNet every 2 steps": (ANCESTRAL, 28, {"deep_cache": 2}),
-    "DeepCache, whole UNet every 3 steps": (ANCESTRAL, 28, {"deep_cache": 3}),
     "guidance in the first 3/4": (ANCESTRAL, 28, {"guidance_end": 0.75}),
     "guidance in the first half": (ANCESTRAL, 28, {"guidance_end": 0.5}),
     "guidance in the second half": (ANCESTRAL, 28, {"guidance_start": 0.5}),
@@ -59,9 +54,7 @@ def call(pipe, setting: tuple, pictures: list, **options):
     seeds = [torch.Generator().manual_seed(i) for i in range(len(pictures))]
     more = dict(more)
     more.pop("dtype", None)
-    interval = more.pop("deep_cache", None)
-    with DeepCache(pipe, interval) if interval else contextlib.nullcontext():
-        return pipe(pictures, num_inference_steps=steps, generator=seeds, **more, **options).images
+    return pipe(pictures, num_inference_steps=steps, generator=seeds, **more, **options).images
 
 
 def in_dtype(pipe, setting: tuple):
@@ -70,34 +63,28 @@ def in_dtype(pipe, setting: tuple):
     return copy.deepcopy(pipe).to(dtype) if dtype else pipe
 
 
-def applies(pipe, setting: tuple) -> bool:
-    """Whether a setting is possible with a pipeline: DeepCache needs attention at the finest level."""
-    try:
-        return not setting[2].get("deep_cache") or bool(DeepCache(pipe, 2))
-    except ValueError:
-        return False
-
-
 @command
 def main(argv: list[str] | None = None):
     """The command line."""
-    parser = argparse.ArgumentParser(description="Compare faster settings with the exact one.")
+    parser = Parser("Compare faster settings with the exact one.")
     add = parser.add_argument
     add_checkpoint_options(add)
-    add("--limit", type=number(int, 0), default=8, help="held-out objects (default: %(default)s), 0: time alone")
+    add("--limit", type=number(int, 0), default=8, help="held-out objects, 0: time alone")
     add("--settings", nargs="+", default=[""], help="only those whose names begin so, beside the first")
     add("--guidance", type=scale, help="scale of classifier-free guidance (default: the checkpoint's)")
     dtype = "float16" if torch.cuda.is_available() else "float32"
-    add("--dtype", choices=loading.DTYPES, default=dtype, help="of what is timed (default: %(default)s)")
+    add("--dtype", choices=loading.DTYPES, default=dtype, help="of what is timed")
     add(
         "--repeats",
         type=number(int, 0),
         default=1,
-        help="of the timing; the shortest counts (default: %(default)s), 0: none",
+        help="of the timing; the shortest counts, 0: none",
     )
     add("--output", type=Path, default=Path("out/approximations.json"), help="file of the results, which is replaced")
     o = parser.parse_args(argv)
-    objects = sorted(path.parent for path in FOLDER.glob("*/views.webp"))[: o.limit]
+    if not o.limit and not o.repeats:
+        parser.error("`--limit 0` times alone and `--repeats 0` times nothing: leave one of them out.")
+    objects = sorted(path.parent for folder in FOLDERS for path in folder.glob("*/views.webp"))[: o.limit]
     truths = [read(path / "views.webp") for path in objects]
     pictures = [Image.open(path / "input.webp") for path in objects]
     o.device = loading.choose_device(o.device)
@@ -123,7 +110,7 @@ def main(argv: list[str] | None = None):
             run = partial(call, in_dtype(model, setting), setting, [grey], **shape, output_type="latent")
             seconds = min(benchmark.timed(run, model.device)[0] for _ in range(o.repeats))
             row |= {"seconds": seconds, "time": seconds / rows[0]["seconds"] if rows else 1.0}
-        if not objects or not applies(pipe, setting):
+        if not objects:
             rows.append(row)
             continue
         tiles = call(in_dtype(pipe, setting), setting, pictures, guidance_scale=o.guidance, output_type="np")
@@ -132,7 +119,7 @@ def main(argv: list[str] | None = None):
             row[f"PSNR to {to}"] = float(np.mean([metrics.psnr(*pair) for pair in zip(tiles, others)]))
             row[f"LPIPS to {to}"] = float(np.mean([metrics.lpips(*pair) for pair in zip(tiles, others)]))
         rows.append(row)
-    benchmark.report(rows, o, objects=len(objects))
+    benchmark.report(rows, o.device, o.output, objects=len(objects))
 
 
 if __name__ == "__main__":

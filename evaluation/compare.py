@@ -7,11 +7,10 @@ With `--control` it shows each run's difference to that one: the mean over objec
 more than two standard errors from 0 is in bold type.
 """
 
-import argparse
 import json
 from pathlib import Path
 
-from zero123plus.options import command
+from zero123plus.options import Parser, command
 
 from .bars import OURS
 from .evaluate import markdown, mean_and_error
@@ -35,7 +34,7 @@ def differences(ours: dict[str, dict], control: dict[str, dict]) -> tuple[dict, 
 @command
 def main(argv: list[str] | None = None):
     """The command line."""
-    parser = argparse.ArgumentParser(description="One table of several results.json.")
+    parser = Parser("One table of several results.json.")
     parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS.JSON")
     parser.add_argument("--control", help="folder of the one that the others are compared with, object by object")
     options = parser.parse_args(argv)

@@ -4,7 +4,7 @@
     python -m evaluation.evaluate --checkpoint sudo-ai/zero123plus-v1.2 --clip openai/clip-vit-large-patch14
     python -m evaluation.evaluate --controlnet controlnet --condition depth --normals controlnet_normals
     python -m evaluation.evaluate --predictions DIR
-    python -m evaluation.evaluate --save_tiles DIR
+    python -m evaluation.evaluate --save-tiles DIR
     python -m evaluation.evaluate --check
 
 Protocol: one input view an object, `--samples` samples of it (seed: place in the list + 1000 x sample), views of the
@@ -14,7 +14,7 @@ as the paper does; "view" is the mean over single views. The mask is the object'
 is relative to the truth's; consistency is `metrics.hull_consistency`, which needs no truth; "one step" is the PSNR of
 the tile predicted in one step from t = 999. A ControlNet has a row of its own, in which it sees the true depth or
 normals. `--normals` names a ControlNet that makes normals of views, of which `zero123plus.mattes` makes mattes: a row
-has the mask IoU of the mattes of the true views. `--save_tiles` generates alone, on a machine with a GPU and without
+has the mask IoU of the mattes of the true views. `--save-tiles` generates alone, on a machine with a GPU and without
 the packages that score, and `--predictions` scores these tiles elsewhere. The standard error of the mean over objects
 is behind each mean. Writes `results.json` (with the scores of each object), `results.md` and `views.webp` (rows of
 input, generated and true views). `--check` exits with 1 where a bar of `evaluation.bars` is missed; without
@@ -22,9 +22,11 @@ input, generated and true views). `--check` exits with 1 where a bar of `evaluat
 """
 
 import argparse
+import io
 import json
-import tempfile
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +34,17 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline import Cameras, load_pictures, split_views
-from training.data import write_whole
+from pipeline import COLUMNS, ROWS, Cameras, Zero123PlusPipeline, load_pictures, split_views
 from training.loss import Denoiser, Zero123PlusLoss
 from zero123plus import loading
-from zero123plus.mattes import cut_out
-from zero123plus.options import add_checkpoint_options, command, count, load_from_options, scale
+from zero123plus.files import new_folder, write_file
+from zero123plus.mattes import view_without_background
+from zero123plus.options import Parser, add_checkpoint_options, command, count, parse_checkpoint, scale
 from zero123plus.pictures import foreground
 
 from . import bars, metrics
-from .heldout import FOLDER, SHOWN, cameras_of, group_of
+from .bars import GROUPS
+from .heldout import FOLDERS, SHOWN, cameras_of, group_of
 
 
 def read(path: Path) -> np.ndarray:
@@ -88,46 +91,65 @@ def control_tiles(folders: list[Path], condition: str | None) -> list[Image.Imag
     return [Image.open(path / f"{condition}.webp") for path in folders] if condition else None
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a checkpoint's tiles are made.
+
+    Args:
+        steps: of denoising; the checkpoint's if None.
+        guidance: scale of classifier-free guidance; likewise.
+        samples: of each picture.
+        batch_size: tiles at a time.
+    """
+
+    steps: int | None = None
+    guidance: float | None = None
+    samples: int = 1
+    batch_size: int = 4
+
+
 def generate(
-    pipe, folders: list[Path], size: tuple[int, int], options: argparse.Namespace, condition: str | None = None
+    pipe, folders: list[Path], size: tuple[int, int], sampling: Sampling, condition: str | None = None
 ) -> np.ndarray:
     """Tiles of shape (samples, N, *size, 3) for the inputs of N objects."""
     tiles = []
-    jobs = [(sample, i) for sample in range(options.samples) for i in range(len(folders))]
-    for start in tqdm(range(0, len(jobs), options.batch_size), unit="batch"):
-        batch = jobs[start : start + options.batch_size]
+    jobs = [(sample, i) for sample in range(sampling.samples) for i in range(len(folders))]
+    for start in tqdm(range(0, len(jobs), sampling.batch_size), unit="batch"):
+        batch = jobs[start : start + sampling.batch_size]
         result = pipe(
             [Image.open(folders[i] / "input.webp") for _, i in batch],
             control_image=control_tiles([folders[i] for _, i in batch], condition),
-            num_inference_steps=options.steps,
-            guidance_scale=options.guidance,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
             generator=[torch.Generator().manual_seed(i + 1000 * sample) for sample, i in batch],
         )
         tiles += [
             np.asarray(tile.resize(size[::-1], Image.Resampling.BOX), np.float32) / 255 for tile in result.images
         ]
-    return np.stack(tiles).reshape(options.samples, len(folders), *size, 3)
+    return np.stack(tiles).reshape(sampling.samples, len(folders), *size, 3)
 
 
-def matte_iou(pipe, folders: list[Path], steps: int | None, batch_size: int) -> dict[Path, float]:
+def matte_iou(pipe, folders: list[Path], sampling: Sampling) -> dict[Path, float]:
     """By object, the mask IoU of the mattes of its true views, which are made of the normals that the ControlNet makes
     of these views.
     """
     found = {}
-    for start in tqdm(range(0, len(folders), batch_size), "mattes", unit="batch"):
-        batch = folders[start : start + batch_size]
+    for start in tqdm(range(0, len(folders), sampling.batch_size), "mattes", unit="batch"):
+        batch = folders[start : start + sampling.batch_size]
         tiles = [load_pictures(Image.open(path / "views.webp"), "views")[0] for path in batch]
         normals = pipe(
             [Image.open(path / "input.webp") for path in batch],
             control_image=tiles,
-            num_inference_steps=steps,
+            num_inference_steps=sampling.steps,
             guidance_scale=1.0,
             generator=[torch.Generator().manual_seed(0) for _ in batch],
         ).images
         for path, tile, normal in zip(batch, tiles, normals):
             mask = np.asarray(Image.open(path / "views.webp"))[..., 3:]
             parts = zip(split_views([tile])[0], split_views([normal.resize(tile.size)])[0])
-            ours = [cut_out(np.asarray(view), np.asarray(shown))[..., 3] > 127 for view, shown in parts]
+            ours = [
+                view_without_background(np.asarray(view), np.asarray(shown))[..., 3] > 127 for view, shown in parts
+            ]
             found[path] = metrics.mask_iou(np.stack(ours), split_views(mask[None])[0, ..., 0] > 127)
     return found
 
@@ -201,9 +223,7 @@ def markdown(
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description="Score a checkpoint on held-out objects.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser("Score a checkpoint on held-out objects.")
     add = parser.add_argument
     add_checkpoint_options(add)
     add("--controlnet", help="folder or Hub name of a ControlNet, which sees the objects' true shapes")
@@ -211,9 +231,9 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--normals", help="folder or Hub name of a ControlNet that makes normals, to score mattes")
     add("--predictions", type=Path, help="folder of tiles of any system, scored in place of a checkpoint")
     add(
-        "--save_tiles", type=Path, help="new folder, into which the tiles are written as NAME.png without scoring them"
+        "--save-tiles", type=Path, help="new folder, into which the tiles are written as NAME.png without scoring them"
     )
-    add("--heldout", type=Path, default=FOLDER, help="objects, of evaluation.heldout")
+    add("--heldout", type=Path, nargs="+", default=FOLDERS, help="folders of objects, of evaluation.heldout")
     add("--output", type=Path, default=Path("out/evaluation"), help="folder of the results, which are replaced")
     add("--steps", type=count, help="denoising steps; the checkpoint's if missing")
     add("--guidance", type=scale, help="guidance scale; the checkpoint's if missing")
@@ -221,7 +241,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--samples", type=count, default=1, help="a picture; their scores are averaged")
     add("--clip", help="folder or Hub name of a CLIP model, to measure CLIP similarity too")
     add("--limit", type=count, help="score only the first N objects of each group")
-    add("--batch_size", type=count, default=4, help="tiles at a time; more are faster on a GPU")
+    add("--batch-size", type=count, default=4, help="tiles at a time; more are faster on a GPU")
     o = parser.parse_args(argv)
     if o.predictions and (o.controlnet or o.normals):
         name = "--controlnet" if o.controlnet else "--normals"
@@ -229,7 +249,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     if o.predictions and o.check:
         parser.error("`--check` checks the bars of a checkpoint, and `--predictions` is none: leave one of them out.")
     if o.predictions and o.save_tiles:
-        parser.error("`--save_tiles` makes tiles, and `--predictions` scores tiles that are there: leave one out.")
+        parser.error("`--save-tiles` makes tiles, and `--predictions` scores tiles that are there: leave one out.")
     if o.check and not (o.checkpoint or o.predictions):
         o.controlnet = o.controlnet or loading.ROOT / "controlnet"
         o.normals = o.normals or loading.ROOT / "controlnet_normals"
@@ -246,118 +266,121 @@ def mean_and_error(rows: list[dict]) -> tuple[dict, dict]:
     return means, errors
 
 
-def find_objects(o: argparse.Namespace) -> dict[str, list[Path]]:
+def find_objects(heldout: list[Path], condition: str | None, limit: int | None) -> dict[str, list[Path]]:
     """The folders of the held-out objects, by group.
 
+    Args:
+        heldout: folders of them.
+        condition: what a ControlNet is to see, if there is one.
+        limit: only the first so many of each group.
+
     Raises:
-        ValueError: if there are none, or they lack what the ControlNet is to see.
+        ValueError: if there are none, or they lack the condition.
     """
-    groups = {}
-    for path in sorted(path.parent for path in o.heldout.glob("*/views.webp")):
-        groups.setdefault(group_of(path.name), []).append(path)
-    groups = {name: members[: o.limit] for name, members in groups.items()}
-    if not groups:
-        raise ValueError(f"`--heldout` {o.heldout} has no objects: make them with `python -m evaluation.heldout`.")
+    groups = {group: [] for group in GROUPS}
+    for folder in heldout:
+        paths = sorted(path.parent for path in folder.glob("*/views.webp"))
+        if not paths:
+            raise ValueError(f"`--heldout` {folder} has no objects: make them with `python -m evaluation.heldout`.")
+        for path in paths:
+            groups[group_of(path.name)].append(path)
+    groups = {name: members[:limit] for name, members in groups.items() if members}
     everything = [path for members in groups.values() for path in members]
-    if o.controlnet and not all((path / f"{o.condition}.webp").exists() for path in everything):
-        raise ValueError(
-            f"`--heldout` {o.heldout} has no {o.condition}.webp of every object: make them with `python -m"
-            " evaluation.heldout`."
-        )
+    for path in everything if condition else ():
+        if not (path / f"{condition}.webp").exists():
+            raise ValueError(
+                f"`--heldout` {path.parent} has no {condition}.webp of every object: make them with `python -m"
+                " evaluation.heldout`."
+            )
     return groups
 
 
 def measure_checkpoint(
-    o: argparse.Namespace, groups: dict[str, list[Path]], cameras: Cameras, size: tuple[int, int]
+    pipe: Zero123PlusPipeline,
+    groups: dict[str, list[Path]],
+    size: tuple[int, int],
+    sampling: Sampling,
+    controlnets: dict[str, str | Path],
+    normals: str | Path | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, dict]], dict[Path, dict]]:
     """Generates what is to be scored.
 
+    Args:
+        pipe: the pipeline.
+        groups: of [`find_objects`].
+        size: height and width of a tile, in pixels.
+        sampling: of the tiles.
+        controlnets: by condition, what is measured beside the pipeline alone.
+        normals: a ControlNet that makes normals, to score mattes.
+
     Returns:
         By system, its tiles, shape (samples, N, *size, 3); by group and system, the one-step measures of all objects
-        together; and by object, the mask IoU of its mattes, if `--normals` asks for them.
+        together; and by object, the mask IoU of its mattes.
     """
     everything = [path for members in groups.values() for path in members]
-    pipe = load_from_options(o, "float32")
-    if not loading.same_cameras(pipe.cameras, cameras):
-        raise ValueError(f"The checkpoint has the cameras {pipe.cameras}, but the held-out views {cameras}.")
-    pipe.set_progress_bar_config(disable=True)
     tiles, steps, mattes = {}, {group: {} for group in groups}, {}
-    if o.normals:
-        loading.load_controlnet(pipe, o.normals)
-        mattes = matte_iou(pipe, everything, o.steps, o.batch_size)
+    if normals:
+        loading.load_controlnet(pipe, normals)
+        mattes = matte_iou(pipe, everything, sampling)
         pipe.controlnet = None
-
-    def measure(name: str, condition: str | None):
-        tiles[name] = generate(pipe, everything, size, o, condition)
+    for condition, controlnet in {None: None, **controlnets}.items():
+        name = bars.controlled(condition) if condition else bars.OURS
+        if controlnet:
+            loading.load_controlnet(pipe, controlnet)
+        tiles[name] = generate(pipe, everything, size, sampling, condition)
         for group, members in groups.items():
-            steps[group][name] = one_step(pipe, members, o.batch_size, condition)
-
-    measure(bars.OURS, None)
-    if o.controlnet:
-        loading.load_controlnet(pipe, o.controlnet)
-        measure(bars.controlled(o.condition), o.condition)
+            steps[group][name] = one_step(pipe, members, sampling.batch_size, condition)
     return tiles, steps, mattes
 
 
-def save_tiles(o: argparse.Namespace, objects: list[Path]):
-    """Generates tiles into a folder that appears whole.
-
-    Raises:
-        ValueError: if the folder exists.
-    """
-    if o.save_tiles.exists():
-        raise ValueError(f"`--save_tiles` {o.save_tiles} exists: choose a new folder.")
-    pipe = load_from_options(o, "float32")
-    pipe.set_progress_bar_config(disable=True)
-    if o.controlnet:
-        loading.load_controlnet(pipe, o.controlnet)
-    tiles = generate(pipe, objects, pipe.default_size, o, o.condition if o.controlnet else None)[0]
-    o.save_tiles.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=o.save_tiles.parent) as folder:
-        partial = Path(folder, "tiles")
-        partial.mkdir()
+def save_tiles(target: Path, tiles: np.ndarray, objects: list[Path]):
+    """Writes the tiles of N objects, shape (N, H, W, 3), into a folder that appears whole."""
+    with new_folder(target) as folder:
         for path, tile in zip(objects, tiles):
-            Image.fromarray(np.round(tile * 255).astype(np.uint8)).save(partial / f"{path.name}.png")
-        partial.rename(o.save_tiles)
+            Image.fromarray(np.round(tile * 255).astype(np.uint8)).save(folder / f"{path.name}.png")
 
 
-def evaluate(o: argparse.Namespace) -> bool:
-    """Scores as the options say, and returns whether all bars are met."""
-    groups, cameras = find_objects(o), cameras_of(o.heldout)
-    everything = [path for members in groups.values() for path in members]
-    if o.save_tiles:
-        save_tiles(o, everything)
-        return True
-    truths = np.stack([read(path / "views.webp") for path in everything])
-    masks = np.stack([np.asarray(Image.open(path / "views.webp"))[..., 3] > 127 for path in everything])
-    size = truths.shape[1:3]
-    clip = metrics.ClipSimilarity(o.clip, loading.choose_device(o.device)) if o.clip else None
-    if o.predictions:
-        tiles, steps, mattes = {"predictions": read_predictions(o.predictions, everything, size)}, {}, {}
-    else:
-        tiles, steps, mattes = measure_checkpoint(o, groups, cameras, size)
-    inputs = np.stack([read(path / "input.webp").astype(np.float32) for path in everything])
-    systems = tiles | {
-        "copy of the input": np.tile(inputs, (1, 3, 2, 1))[None],
-        "nearest training object": np.stack([read(path / "nearest.webp") for path in everything])[None],
-        "mean training tile": np.broadcast_to(read(o.heldout / "mean.webp"), truths.shape)[None],
-        "true views": truths[None],
-    }
-    jobs = [(name, path) for name in systems for path in everything]
+def score_systems(
+    systems: dict[str, np.ndarray], objects: list[Path], cameras: Cameras, clip: metrics.ClipSimilarity | None
+) -> dict[tuple[str, Path], dict]:
+    """The measures of each object, by system and object, the mean over samples.
 
-    def score_job(job: tuple[str, Path]) -> dict:
-        name, path = job
-        i = everything.index(path)
-        return mean_and_error([score(tile[i], truths[i], masks[i], cameras, clip) for tile in systems[name]])[0]
+    Args:
+        systems: by name, tiles of shape (samples, N, H, W, 3).
+        objects: N folders of held-out objects.
+        cameras: of the views.
+        clip: see [`score`].
+    """
+    jobs = [(name, i) for name in systems for i in range(len(objects))]
+
+    def score_job(job: tuple[str, int]) -> dict:
+        name, i = job
+        truth = read(objects[i] / "views.webp")
+        mask = np.asarray(Image.open(objects[i] / "views.webp"))[..., 3] > 127
+        return mean_and_error([score(tile[i], truth, mask, cameras, clip) for tile in systems[name]])[0]
 
     # The first alone, because it loads and computes what the others share
     with ThreadPoolExecutor(4) as pool, tqdm(total=len(jobs), unit="object") as bar:
-        rows = {jobs[0]: score_job(jobs[0])}
+        rows = [score_job(jobs[0])]
         bar.update()
-        for job, row in zip(jobs[1:], pool.map(score_job, jobs[1:])):
-            rows[job] = row
+        for row in pool.map(score_job, jobs[1:]):
+            rows.append(row)
             bar.update()
-    scores = {  # of each object, by group and system
+    return {(name, objects[i]): row for (name, i), row in zip(jobs, rows)}
+
+
+def summarise(
+    groups: dict[str, list[Path]], rows: dict[tuple[str, Path], dict], steps: dict, mattes: dict[Path, float]
+) -> tuple[dict, dict, dict]:
+    """The table of each group, its standard errors, and the scores of each object, all by group and system.
+
+    Args:
+        groups: of [`find_objects`].
+        rows: of [`score_systems`].
+        steps, mattes: of [`measure_checkpoint`].
+    """
+    systems = dict.fromkeys(name for name, _ in rows)
+    scores = {
         group: {name: {path.name: rows[name, path] for path in members} for name in systems}
         for group, members in groups.items()
     }
@@ -369,22 +392,7 @@ def evaluate(o: argparse.Namespace) -> bool:
         both = {name: mean_and_error(list(rows.values())) for name, rows in table.items()}
         results[group] = {name: means | steps.get(group, {}).get(name, {}) for name, (means, _) in both.items()}
         errors[group] = {name: error for name, (_, error) in both.items()}
-    text = [markdown(f"{name} ({len(groups[name])})", table, errors[name]) for name, table in results.items()]
-    passed = True
-    if not o.predictions:
-        lines, passed = bars.report(results)
-        text.append("\n".join(lines) + "\n")
-    print("\n".join(text))
-    o.output.mkdir(parents=True, exist_ok=True)
-    write_whole(o.output / "results.md", "\n".join(text).encode())
-    first = next(iter(tiles))
-    record = {
-        group: {**table, "standard errors": errors[group], "objects": scores[group][first]}
-        for group, table in results.items()
-    }
-    write_whole(o.output / "results.json", (json.dumps(record, indent=2) + "\n").encode())
-    draw(inputs, tiles[first][0], truths).save(o.output / "views.webp", quality=90)
-    return passed
+    return results, errors, scores
 
 
 def draw(inputs: np.ndarray, tiles: np.ndarray, truths: np.ndarray) -> Image.Image:
@@ -403,7 +411,66 @@ def draw(inputs: np.ndarray, tiles: np.ndarray, truths: np.ndarray) -> Image.Ima
 def main(argv: list[str] | None = None):
     """The command line."""
     o = parse_options(argv)
-    passed = evaluate(o)
+    condition = o.condition if o.controlnet else None
+    groups, (cameras, *others) = find_objects(o.heldout, condition, o.limit), map(cameras_of, o.heldout)
+    if not all(map(cameras.agree, others)):
+        raise ValueError(f"`--heldout` {', '.join(map(str, o.heldout))} have different cameras: score one at a time.")
+    everything = [path for members in groups.values() for path in members]
+    sampling = Sampling(o.steps, o.guidance, o.samples, o.batch_size)
+    if o.save_tiles and o.save_tiles.exists():
+        raise ValueError(f"`--save-tiles` {o.save_tiles} exists: choose a new folder.")
+    if not o.predictions:
+        checkpoint = parse_checkpoint(o, "float32")
+        print(checkpoint.describe(), file=sys.stderr)
+        pipe = checkpoint.load()
+        if not pipe.cameras.agree(cameras):
+            raise ValueError(f"The checkpoint has the cameras {pipe.cameras}, but the held-out views {cameras}.")
+        pipe.set_progress_bar_config(disable=True)
+    if o.save_tiles:
+        if o.controlnet:
+            loading.load_controlnet(pipe, o.controlnet)
+        tiles = generate(pipe, everything, pipe.default_size, sampling, condition)[0]
+        return save_tiles(o.save_tiles, tiles, everything)
+
+    # 1. Tiles
+    truths = np.stack([read(path / "views.webp") for path in everything])
+    size = truths.shape[1:3]
+    clip = metrics.ClipSimilarity(o.clip, loading.choose_device(o.device)) if o.clip else None
+    if o.predictions:
+        tiles, steps, mattes = {"predictions": read_predictions(o.predictions, everything, size)}, {}, {}
+    else:
+        controlnets = {condition: o.controlnet} if condition else {}
+        tiles, steps, mattes = measure_checkpoint(pipe, groups, size, sampling, controlnets, o.normals)
+    inputs = np.stack([read(path / "input.webp") for path in everything])
+    systems = tiles | {
+        "copy of the input": np.tile(inputs, (1, ROWS, COLUMNS, 1))[None],
+        "nearest training object": np.stack([read(path / "nearest.webp") for path in everything])[None],
+        "mean training tile": np.stack([read(path.parent / "mean.webp") for path in everything])[None],
+        "true views": truths[None],
+    }
+
+    # 2. Scores
+    rows = score_systems(systems, everything, cameras, clip)
+    results, errors, scores = summarise(groups, rows, steps, mattes)
+    text = [markdown(f"{name} ({len(groups[name])})", table, errors[name]) for name, table in results.items()]
+    passed = True
+    if not o.predictions:
+        lines, passed = bars.report(results)
+        text.append("\n".join(lines) + "\n")
+    print("\n".join(text))
+
+    # 3. Results
+    o.output.mkdir(parents=True, exist_ok=True)
+    write_file(o.output / "results.md", "\n".join(text).encode())
+    first = next(iter(tiles))
+    record = {
+        group: {**table, "standard errors": errors[group], "objects": scores[group][first]}
+        for group, table in results.items()
+    }
+    write_file(o.output / "results.json", (json.dumps(record, indent=2) + "\n").encode())
+    picture = io.BytesIO()
+    draw(inputs, tiles[first][0], truths).save(picture, "WEBP", quality=90)
+    write_file(o.output / "views.webp", picture.getvalue())
     if o.check and not passed:
         raise SystemExit(1)
 

@@ -1,14 +1,15 @@
 """Makes the fixed list of held-out objects that `evaluation.evaluate` scores, from renders.
 
-    python -m training.render --names evaluation/toys.txt --size 128 --output data/heldout
-    python -m evaluation.heldout --renders data/heldout --train_data data/train
+    python -m training.render --names evaluation/toys.txt --output data/toys_heldout
+    python -m evaluation.heldout --renders data/toys_heldout --train-data data/toys --output evaluation/toys
+    python -m training.render --objects *.sh3f --only evaluation/objects.jsonl --output data/objects_heldout
+    python -m evaluation.heldout --renders data/objects_heldout --train-data data/objects --output evaluation/objects
 
-For each object `evaluation/toys/NAME/` gets `input.webp`, `views.webp` (the true tile), both RGBA, `depth.webp` and
+For each object `OUTPUT/NAME/` gets `input.webp`, `views.webp` (the true tile), both RGBA, `depth.webp` and
 `normals.webp` as a ControlNet sees them, and `nearest.webp` (the tile of the training sample whose input looks most
-alike). `evaluation/toys/mean.webp` is the mean training tile, and `heldout.json` says the cameras.
+alike). `OUTPUT/mean.webp` is the mean training tile, `heldout.json` says the cameras, and `CREDITS` who made the objects.
 """
 
-import argparse
 import json
 import logging
 from pathlib import Path
@@ -18,35 +19,44 @@ from PIL import Image
 
 from pipeline import Cameras
 from training.data import (
-    AZIMUTHS,
     CONDITIONS,
+    INPUTS,
+    UNSEEN_KINDS,
+    VARIANTS,
     TileDataset,
-    index_shards,
     on_grey,
-    read_object,
     select_views,
     show_targets,
 )
-from zero123plus.loading import preset_cameras, read_json
-from zero123plus.options import command
+from training.shards import index_shards, read_member, read_object
+from zero123plus.files import write_file
+from zero123plus.loading import read_json
+from zero123plus.options import Parser, command
 from zero123plus.pictures import to_tile
+
+from .bars import NEW, OTHERS, SISTERS, TRAINED, UNSEEN
 
 logger = logging.getLogger(__name__)
 
-FOLDER = Path(__file__).parent / "toys"
-UNSEEN = ("teapot", "windmill", "bed")  # kinds that are never trained
+FOLDERS = [Path(__file__).parent / name for name in ("objects", "toys")]
 SHOWN = ("depth", "normals")  # conditions of which a picture is kept
 THUMBNAIL = 32  # pixels of the edge at which inputs are compared
 TOYS = [line.rpartition("-") for line in (Path(__file__).parent / "toys.txt").read_text().split()]
 KINDS = {kind for kind, _, _ in TOYS}
+OBJECTS = {  # by id, whether no object of its name is trained
+    record["object"]: record["whole_name"]
+    for record in map(json.loads, (Path(__file__).parent / "objects.jsonl").read_text().splitlines())
+}
 
 
 def group_of(name: str) -> str:
     """The group that an object is reported in. Toys are named KIND-SEED."""
+    if name in OBJECTS:
+        return NEW if OBJECTS[name] else SISTERS
     kind, _, seed = name.rpartition("-")
     if kind not in KINDS or not seed.isdecimal():
-        return "other objects"
-    return "kinds never trained" if kind in UNSEEN else "trained kinds, new seeds"
+        return OTHERS
+    return UNSEEN if kind in UNSEEN_KINDS else TRAINED
 
 
 def cameras_of(folder: Path) -> Cameras:
@@ -61,7 +71,7 @@ def cameras_of(folder: Path) -> Cameras:
     if preset is None:
         logger.warning("%s does not say its cameras, and those of v1.2 are assumed.", folder)
         preset = "v1.2"
-    return preset_cameras(preset, path)
+    return Cameras.named(preset, path)
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
@@ -73,11 +83,11 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 @command
 def main(argv: list[str] | None = None):
     """The command line."""
-    parser = argparse.ArgumentParser(description="Make the held-out list from renders.")
+    parser = Parser("Make the held-out list from renders.")
     parser.add_argument("--renders", type=Path, required=True, help="shards of the held-out objects")
-    parser.add_argument("--train_data", type=Path, required=True, help="shards that the checkpoint is trained on")
+    parser.add_argument("--train-data", type=Path, required=True, help="shards that the checkpoint is trained on")
     parser.add_argument(
-        "--output", type=Path, default=FOLDER, help="new folder, or one of held-out objects, which is replaced"
+        "--output", type=Path, required=True, help="new folder, or one of held-out objects, which is replaced"
     )
     options = parser.parse_args(argv)
     listing = options.output / "heldout.json"
@@ -91,7 +101,7 @@ def main(argv: list[str] | None = None):
     thumbnails, total, count = [], 0.0, 0
     for entry in train.entries:
         item = read_object(entry)
-        for k in range(AZIMUTHS):
+        for k in range(INPUTS):
             for mirror in (False, True):
                 image, views = select_views(item, k, mirror)
                 thumbnails.append(thumbnail(image))
@@ -103,11 +113,15 @@ def main(argv: list[str] | None = None):
     listing.write_text(json.dumps({"cameras": heldout.preset}) + "\n")  # first, so that an interrupted run can go on
     mean = Image.fromarray(np.round(total / count).astype(np.uint8))
     mean.save(options.output / "mean.webp", lossless=True)
-    passes = sum((CONDITIONS[name].passes for name in SHOWN), ())
+    passes, credits = sum((CONDITIONS[name].passes for name in SHOWN), ()), []
     for entry in index_shards(options.renders, passes):
         item = read_object(entry)
         if item["name"] != Path(item["name"]).name or item["name"] in ("", ".."):
             raise ValueError(f"{entry['shard']} has an object named {item['name']!r}, which is no name of a folder.")
+        record = json.loads(read_member(entry, "json"))
+        if record.get("creator"):
+            said = [record[field] for field in ("name", "creator", "licence", "source")]
+            credits.append(f"{item['name']}: {said[0]} by {said[1]}; {said[2]}; {said[3]}\n")
         folder = options.output / item["name"]
         folder.mkdir(exist_ok=True)
         image, views = select_views(item, 0, False)
@@ -118,9 +132,11 @@ def main(argv: list[str] | None = None):
             Image.fromarray(shown).save(folder / f"{name}.webp", lossless=True)
         # |a - b|^2 less |a|^2, which is the same for all
         nearest = int(np.argmin(lengths - 2 * thumbnails @ thumbnail(image)))
-        place, variant = divmod(nearest, 2 * AZIMUTHS)
+        place, variant = divmod(nearest, VARIANTS)
         _, views = select_views(read_object(train.entries[place]), variant // 2, bool(variant % 2))
         Image.fromarray(on_grey(to_tile(views))).save(folder / "nearest.webp", quality=90)
+    if credits:
+        write_file(options.output / "CREDITS", "".join(sorted(credits)).encode())
 
 
 if __name__ == "__main__":

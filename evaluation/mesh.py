@@ -9,7 +9,6 @@ Volume IoU compares with the toy itself, rebuilt in Blender and filled on a grid
 six cameras with its own colours and no light, on grey. Needs the packages `bpy`, `scikit-image` and `trimesh`.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -21,12 +20,12 @@ from PIL import Image
 from scipy import sparse
 from tqdm import tqdm
 
-from pipeline import Cameras, split_views
+from pipeline import RADIUS, Cameras, split_views
 from training import blender
-from training.data import index_shards, on_grey, read_member, read_object, select_views
-from zero123plus.loading import preset_cameras
-from zero123plus.mesh import RADIUS, Mesh, build_mesh, linear
-from zero123plus.options import command, count
+from training.data import on_grey, select_views
+from training.shards import index_shards, read_member, read_object
+from zero123plus.mesh import Mesh, build_mesh, linear
+from zero123plus.options import Parser, command, count
 
 from . import metrics
 from .evaluate import mean_and_error
@@ -128,7 +127,7 @@ def views_of(entry: dict, predictions: Path | None) -> tuple[dict, Cameras, list
         predictions: folder of `NAME/tile.png`; None takes the true views.
     """
     item = read_object(entry)
-    cameras = preset_cameras(json.loads(read_member(entry, "json"))["cameras"]["preset"], entry["shard"])
+    cameras = Cameras.named(json.loads(read_member(entry, "json"))["cameras"]["preset"], entry["shard"])
     if predictions:
         views = split_views([Image.open(predictions / item["name"] / "tile.png").convert("RGB")])[0]
     else:
@@ -141,7 +140,7 @@ def on_grey_rgb(views: list[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(view) if view.mode == "RGB" else on_grey(np.asarray(view)) for view in views])
 
 
-def draw(entry: dict, predictions: Path | None) -> np.ndarray:
+def mesh_row(entry: dict, predictions: Path | None) -> np.ndarray:
     """A row of pictures of one toy: input, six views, and their mesh from two sides; uint8 of shape (S, 9 S, 3)."""
     item, cameras, views = views_of(entry, predictions)
     size = views[0].height
@@ -152,7 +151,7 @@ def draw(entry: dict, predictions: Path | None) -> np.ndarray:
     return np.concatenate(pictures, axis=1)
 
 
-def measure(entry: dict, predictions: Path | None) -> dict:
+def measure_mesh(entry: dict, predictions: Path | None) -> dict:
     """Measures one held-out toy; for arguments see [`views_of`]."""
     item, cameras, views = views_of(entry, predictions)
     start = time.perf_counter()
@@ -174,7 +173,7 @@ def measure(entry: dict, predictions: Path | None) -> dict:
 @command
 def main(argv: list[str] | None = None):
     """The command line."""
-    parser = argparse.ArgumentParser(description="Measure meshes of held-out toys.")
+    parser = Parser("Measure meshes of held-out toys.")
     parser.add_argument("--renders", type=Path, required=True, help="shards of the held-out toys")
     parser.add_argument("--predictions", type=Path, help="folder of NAME/tile.png, in place of the true views")
     parser.add_argument("--limit", type=count, help="measure only the first N toys")
@@ -191,12 +190,12 @@ def main(argv: list[str] | None = None):
         named = {json.loads(read_member(entry, "json"))["object"]: entry for entry in entries}
         if not names or set(names) - named.keys():
             raise ValueError(f"`--draw` is {' '.join(o.draw)}: after the file give toys of {', '.join(named)}.")
-        rows = [draw(named[name], o.predictions) for name in names]
+        rows = [mesh_row(named[name], o.predictions) for name in names]
         Image.fromarray(np.concatenate(rows)).save(path, quality=90)
         return
     groups = {}
     for entry in tqdm(entries[: o.limit], unit="object"):
-        row = measure(entry, o.predictions)
+        row = measure_mesh(entry, o.predictions)
         groups.setdefault(group_of(row.pop("name")), []).append(row)
     for group, rows in groups.items():
         print(f"{group} ({len(rows)})")

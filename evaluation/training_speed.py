@@ -1,4 +1,6 @@
-"""Times `training.train` beside the bare model (`python -m evaluation.benchmark --training`).
+"""Times `training.train` beside the bare model.
+
+    python -m evaluation.training_speed --data data/train --batches 8
 
 The bare step is forward, backward and optimizer of the same model on a batch that stays in memory. The trainer reads,
 encodes, draws noise, clips gradients, averages weights and writes its log besides. Both run in one process, by turns.
@@ -17,8 +19,13 @@ from pipeline import scale_latents
 from training import train
 from training.checkpoints import load_start
 from training.data import TileDataset
-from training.loss import Zero123PlusLoss, sample_moments
+from training.encode import sample_moments
+from training.loss import Zero123PlusLoss
 from training.optimizers import build_optimizer
+from zero123plus.loading import ROOT, choose_device, cpu_has_bfloat16
+from zero123plus.options import Parser, command, count
+
+from .benchmark import report
 
 
 class BareStep:
@@ -56,14 +63,14 @@ class BareStep:
             torch.cuda.synchronize()
 
 
-def measure(checkpoint: str, data: Path, batch_size: int, precision: str, steps: int, rounds: int) -> dict:
+def training_rates(checkpoint: str, data: Path, batch_size: int, precision: str, steps: int, rounds: int) -> dict:
     """Tiles a second of the trainer, of the bare step, and their ratio.
 
     Args:
         checkpoint: to train, in phase "scratch".
         data: folder of shards, of which the first is used.
         batch_size: tiles a step.
-        precision: of `--mixed_precision`.
+        precision: of `--mixed-precision`.
         steps: timed in each round.
         rounds: turns of trainer and bare step; the medians of all steps are compared.
     """
@@ -79,7 +86,7 @@ def measure(checkpoint: str, data: Path, batch_size: int, precision: str, steps:
             given |= {"batch_size": batch_size, "micro_batch_size": batch_size, "mixed_precision": precision}
             given |= {"phase": "scratch", "report_to": "none", "save_minutes": 1e6, "decay_steps": 0, "keep": 1}
             pairs = [part for name, value in given.items() for part in (f"--{name}", str(value))]
-            return train.parse_options([*pairs, "--in_memory"])
+            return train.parse_options([*pairs, "--in-memory"])
 
         bare = BareStep(options(1), [dataset[i % len(dataset)] for i in range(batch_size)])
         bare()
@@ -95,3 +102,29 @@ def measure(checkpoint: str, data: Path, batch_size: int, precision: str, steps:
                 times.append(time.perf_counter() - start)
     trainer, alone = statistics.median(speeds), batch_size / statistics.median(times)
     return {"trainer, tiles/s": trainer, "bare step, tiles/s": alone, "trainer to bare step": trainer / alone}
+
+
+@command
+def main(argv: list[str] | None = None):
+    """The command line."""
+    parser = Parser("Time the trainer beside the bare model.")
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder of shards")
+    add("--checkpoint", default=str(ROOT), help="what is trained")
+    add("--batches", nargs="+", type=count, default=[32], help="tiles a step")
+    add("--steps", type=count, default=8, help="timed steps of a round")
+    add("--repeats", type=count, default=3, help="rounds")
+    add("--output", type=Path, default=Path("out/training_speed.json"), help="file of the results, which is replaced")
+    o = parser.parse_args(argv)
+    device = choose_device()
+    precision = "bf16" if device != "cpu" or cpu_has_bfloat16() else "no"
+    rows = [
+        {"batch": batch, "precision": precision}
+        | training_rates(o.checkpoint, o.data, batch, precision, o.steps, o.repeats)
+        for batch in o.batches
+    ]
+    report(rows, device, o.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,6 @@ The six views of each toy, on grey, are made four times as large and compared wi
 and LPIPS of single views. Needs the packages of `requirements-training.txt` and `zero123plus.upscale`.
 """
 
-import argparse
 import time
 from pathlib import Path
 
@@ -16,8 +15,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from training.data import index_shards, on_grey, read_object, select_views
-from zero123plus.options import DEVICE_HELP, command, count
+from training.data import on_grey, select_views
+from training.shards import index_shards, read_object
+from zero123plus.options import DEVICE_HELP, Parser, command, count
 from zero123plus.upscale import SCALE, Upscaler
 
 from . import metrics
@@ -29,7 +29,7 @@ def bicubic(view: Image.Image) -> Image.Image:
     return view.resize((SCALE * view.width, SCALE * view.height), Image.Resampling.BICUBIC)
 
 
-def measure(ways: dict, small: np.ndarray, large: np.ndarray) -> dict[str, dict]:
+def measure_ways(ways: dict, small: np.ndarray, large: np.ndarray) -> dict[str, dict]:
     """Scores each way of enlarging the views of one object.
 
     Args:
@@ -54,7 +54,7 @@ def measure(ways: dict, small: np.ndarray, large: np.ndarray) -> dict[str, dict]
 @command
 def main(argv: list[str] | None = None):
     """The command line."""
-    parser = argparse.ArgumentParser(description="Measure the upscaling of views.")
+    parser = Parser("Measure the upscaling of views.")
     add = parser.add_argument
     add("--small", type=Path, required=True, help="shards of held-out toys")
     add("--large", type=Path, required=True, help="shards of the same toys, four times as large")
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None):
     rows = {name: [] for name in ways}
     for item in tqdm(small, unit="object"):
         pair = (on_grey(select_views(thing, 0, False)[1]) for thing in (item, large[item["name"]]))
-        for name, row in measure(ways, *pair).items():
+        for name, row in measure_ways(ways, *pair).items():
             rows[name].append(row)
     scores = {name: mean_and_error(measured) for name, measured in rows.items()}
     means, errors = ({name: score[i] for name, score in scores.items()} for i in (0, 1))

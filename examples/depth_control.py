@@ -8,7 +8,6 @@ is +Z, in Blender's coordinates. For the public checkpoint:
 `--checkpoint sudo-ai/zero123plus-v1.1 --controlnet sudo-ai/controlnet-zp11-depth-v1 --cameras v1.1`.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from PIL import Image
 from pipeline import Cameras
 from training import blender
 from zero123plus import loading
-from zero123plus.options import add_checkpoint_options, command, count, load_from_options, scale
+from zero123plus.options import Parser, add_checkpoint_options, command, count, load_from_options, scale
 from zero123plus.pictures import depth_tile, read_picture
 from zero123plus.results import put_result, write_result
 
@@ -43,7 +42,7 @@ def render_depth(mesh: Path, size: int, cameras: Cameras) -> Image.Image:
 @command
 def main(argv: list[str] | None = None):
     """The command line."""
-    parser = argparse.ArgumentParser(description="Views of a mesh in the look of a picture.")
+    parser = Parser("Views of a mesh in the look of a picture.")
     add = parser.add_argument
     add("mesh", type=Path)
     add("picture", type=Path)
@@ -54,8 +53,8 @@ def main(argv: list[str] | None = None):
         default=str(loading.ROOT / "controlnet"),
         help="folder, run or Hub name, of training.train_controlnet; the shipped checkpoint's if missing",
     )
-    add("--scale", type=scale, default=0.75, help="of the ControlNet (default: %(default)s)")
-    add("--steps", type=count, default=36, help="default: %(default)s")
+    add("--scale", type=scale, default=0.75, help="of the ControlNet")
+    add("--steps", type=count, default=36)
     add("--guidance", type=scale, help="default: the checkpoint's")
     o = parser.parse_args(argv)
     if o.output.exists():

@@ -9,7 +9,6 @@ checkpoint:
 `--checkpoint sudo-ai/zero123plus-v1.2 --controlnet sudo-ai/controlnet-zp12-normal-gen-v1`.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ from PIL import Image
 
 from pipeline import load_pictures, split_views
 from zero123plus import loading
-from zero123plus.mattes import cut_out
-from zero123plus.options import add_checkpoint_options, command, count, load_from_options, scale
+from zero123plus.mattes import view_without_background
+from zero123plus.options import Parser, add_checkpoint_options, command, count, load_from_options, scale
 from zero123plus.pictures import read_picture, to_tile
 from zero123plus.results import put_result
 
@@ -27,7 +26,7 @@ from zero123plus.results import put_result
 @command
 def main(argv: list[str] | None = None):
     """The command line."""
-    parser = argparse.ArgumentParser(description="Six views without background, and their normals.")
+    parser = Parser("Six views without background, and their normals.")
     parser.add_argument("picture", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True, help="new folder to write to")
     parser.add_argument("--tile", type=Path, help="views to cut out, instead of generated ones")
@@ -37,7 +36,7 @@ def main(argv: list[str] | None = None):
         default=str(loading.ROOT / "controlnet_normals"),
         help="folder, run or Hub name, of training.train_controlnet; the shipped checkpoint's if missing",
     )
-    parser.add_argument("--steps", type=count, default=28, help="default: %(default)s")
+    parser.add_argument("--steps", type=count, default=28)
     parser.add_argument("--guidance", type=scale, help="default: the checkpoint's")
     o = parser.parse_args(argv)
     if o.output.exists():
@@ -70,7 +69,7 @@ def main(argv: list[str] | None = None):
     # 3. Their mattes, view by view
     normals = normals.resize(tile.size)
     parts = zip(split_views([tile])[0], split_views([normals])[0])
-    views = [cut_out(np.asarray(view), np.asarray(normal)) for view, normal in parts]
+    views = [view_without_background(np.asarray(view), np.asarray(normal)) for view, normal in parts]
 
     matte = to_tile(np.stack(views)[..., 3:])[..., 0]
 

@@ -7,7 +7,6 @@ Writes `picture.png`, `input.png` (cut out and centred), and tile, views and cam
 memory at a time.
 """
 
-import argparse
 import gc
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from diffusers import AutoPipelineForText2Image
 from PIL import Image
 
 from zero123plus import loading
-from zero123plus.options import add_checkpoint_options, command, count, load_from_options, ratio, seed
+from zero123plus.options import Parser, add_checkpoint_options, command, count, load_from_options, ratio, seed
 from zero123plus.pictures import recentre, remove_background
 from zero123plus.results import put_result, write_result
 
@@ -48,18 +47,16 @@ def text_to_picture(text: str, model: str, device: str, dtype: torch.dtype, seed
 @command
 def main(argv: list[str] | None = None):
     """The command line."""
-    parser = argparse.ArgumentParser(description="Six views of what a text says.")
+    parser = Parser("Six views of what a text says.")
     parser.add_argument("text")
     parser.add_argument("-o", "--output", type=Path, required=True, help="new folder to write to")
-    parser.add_argument(
-        "--text-model", default="stabilityai/stable-diffusion-xl-base-1.0", help="default: %(default)s"
-    )
+    parser.add_argument("--text-model", default="stabilityai/stable-diffusion-xl-base-1.0")
     add_checkpoint_options(parser.add_argument)
     parser.add_argument("--keep-background", action="store_true", help="do not cut the object out")
-    parser.add_argument("--foreground-ratio", type=ratio, default=0.85, help="default: %(default)s")
-    parser.add_argument("--text-steps", type=count, default=30, help="default: %(default)s")
+    parser.add_argument("--foreground-ratio", type=ratio, default=0.85)
+    parser.add_argument("--text-steps", type=count, default=30)
     parser.add_argument("--steps", type=count, help="default: the checkpoint's")
-    parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
+    parser.add_argument("--seed", type=seed, default=0)
     o = parser.parse_args(argv)
     if o.output.exists():
         raise ValueError(f"{o.output} exists: choose a new --output.")

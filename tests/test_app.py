@@ -33,7 +33,7 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 import app  # noqa: E402
-from zero123plus.loading import load_pipeline  # noqa: E402
+from zero123plus.loading import Checkpoint  # noqa: E402
 from zero123plus.upscale import Upscaler  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def address():
-    page = app.build(load_pipeline(None, "cpu", None))
+    page = app.build(Checkpoint(None, "cpu", None).load())
     _, url, _ = app.launch(page, prevent_thread_lock=True, quiet=True, footer_links=[])
     yield url
     page.close()
@@ -260,7 +260,7 @@ def test_on_zerogpu_the_denoising_has_the_gpu(monkeypatch):
     """There `spaces.GPU` marks the one function; its place is taken by a mark of the test's."""
     marked = []
     monkeypatch.setattr(app, "spaces", SimpleNamespace(GPU=lambda function: marked.append(function) or function))
-    app.build(load_pipeline(None, "cpu", None))
+    app.build(Checkpoint(None, "cpu", None).load())
     assert [function.__name__ for function in marked] == ["denoise"]
     picture = PIL.Image.open(ROOT / "examples" / "images" / "car.png").convert("RGB")
     *shown, (kind, (tile, views)) = marked[0](picture, 2, 2.0, 0)

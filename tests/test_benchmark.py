@@ -103,12 +103,6 @@ def test_shared_noise_does_not_depend_on_the_order_of_drawing():
     assert not torch.equal(ours["positive"][0], ours["negative"][0])
 
 
-def test_training_needs_data(capsys):
-    with pytest.raises(SystemExit):
-        benchmark.main(["--training", "--device", "cpu"])
-    assert "--training needs --data" in capsys.readouterr().err
-
-
 def test_baseline_without_a_pipeline_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "SMALL", TINY)
     (tmp_path / "pipeline.py").write_text("x = 1\n")
@@ -141,3 +135,9 @@ def test_approximations_without_objects_are_timed_alone(tmp_path, two_settings):
     approximations.main(["--device", "cpu", "--limit", "0", "--checkpoint", missing, "--output", str(output)])
     exact, other = json.loads(output.read_text())["results"]
     assert exact.keys() == other.keys() == {"setting", "seconds", "time"} and exact["time"] == 1
+
+
+def test_approximations_that_measure_nothing_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        approximations.main(["--limit", "0", "--repeats", "0"])
+    assert "`--repeats 0` times nothing" in capsys.readouterr().err

@@ -5,8 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from evaluation import bars
-from training import curve
+from evaluation import bars, curve
 
 
 @pytest.fixture

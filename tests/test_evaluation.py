@@ -161,10 +161,10 @@ def test_predictions_are_scored(objects, tmp_path, capsys):
 
 
 def test_saved_tiles_are_those_that_are_scored(objects, pipe, tmp_path):
-    """`--save_tiles` writes what the checkpoint generates, and touches no folder that is there."""
+    """`--save-tiles` writes what the checkpoint generates, and touches no folder that is there."""
     pipe.save_pretrained(tmp_path / "checkpoint")
     arguments = ["--heldout", objects, "--checkpoint", tmp_path / "checkpoint", "--steps", 2, "--device", "cpu"]
-    arguments = [str(part) for part in [*arguments, "--save_tiles", tmp_path / "tiles"]]
+    arguments = [str(part) for part in [*arguments, "--save-tiles", tmp_path / "tiles"]]
     evaluate.main(arguments)
     found = Image.open(tmp_path / "tiles" / "ball-1.png")
     picture, seed = Image.open(objects / "ball-1" / "input.webp"), torch.Generator().manual_seed(0)
@@ -226,7 +226,7 @@ def test_mattes_are_scored(objects, pipe, tmp_path, monkeypatch):
         return type("Output", (), {"images": [Image.fromarray(right), Image.new("RGB", (128, 192), (127,) * 3)]})
 
     monkeypatch.setattr(type(pipe), "__call__", make_normals)
-    found = evaluate.matte_iou(pipe, folders, 1, 8)
+    found = evaluate.matte_iou(pipe, folders, evaluate.Sampling(steps=1, batch_size=8))
     assert [found[folder] for folder in folders] == pytest.approx([1, 0], abs=0.02)
     assert seen[0][0][0].size == (128, 192) and seen[0][1] == 1
 
@@ -235,11 +235,25 @@ def test_bars(capsys):
     """A bar that compares with the checkpoint itself, and one whose system is not measured."""
     table = {bars.OURS: {"tile LPIPS": 0.4}, bars.controlled("depth"): {"tile LPIPS": 0.19}}
     control, matte = (bar for bar in bars.BARS if bar.system != bars.OURS)
-    assert control.check(table) == ("<= 0.200 (ours x 0.5)", 0.19, True)
     lines, passed = bars.report({bars.TRAINED: table}, [control])
-    assert passed and "| tile LPIPS, with the true depth | <= 0.200 (ours x 0.5) | 0.190 | yes |" in lines[2]
+    assert passed and "| tile LPIPS, with the true depth | <= 0.2 (this checkpoint x 0.5) | 0.190 | yes |" in lines[2]
     lines, passed = bars.report({bars.TRAINED: table}, [control, matte])
-    assert not passed and "| mask IoU, mattes of the true views | at least 0.95 | - | not measured |" in lines[3]
+    assert not passed and "| mask IoU, mattes of the true views | >= 0.95 | - | not measured |" in lines[3]
+
+
+def test_bars_that_compare_with_baselines():
+    """PSNR is compared by a difference in dB, other measures by a factor."""
+    table = {name: {"tile PSNR": value, "tile LPIPS": 0.4} for name, value in zip(bars.BASELINES, (15, 16, 14))}
+    table[bars.OURS] = {"tile PSNR": 17.9, "tile LPIPS": 0.3}
+    group = [bar for bar in bars.BARS if bar.group == bars.TRAINED and bar.measure in table[bars.OURS]]
+    lines, passed = bars.report({bars.TRAINED: table}, group[:2])
+    assert "| tile PSNR | >= 18 (best baseline + 2) | 17.900 | NO |" in lines[2]
+    assert "| tile LPIPS | <= 0.32 (copy of the input x 0.8) | 0.300 | yes |" in lines[3] and not passed
+
+
+def test_nothing_checked_is_a_failure():
+    lines, passed = bars.report({"other objects": {bars.OURS: {"tile PSNR": 20.0}}})
+    assert not passed and "nothing was checked" in lines[-1]
 
 
 def test_a_controlnet_of_predictions_is_refused(tmp_path, capsys):
@@ -265,7 +279,7 @@ def test_names_with_a_dash_are_no_toys():
 def test_masks_of_true_views_are_those_of_the_renders():
     """On the held-out toys, whose alpha is known. Inside is what is more than a pixel from the outline."""
     ious, lost = [], []
-    for path in sorted(heldout.FOLDER.glob("*/views.webp")):
+    for path in sorted(heldout.FOLDERS[1].glob("*/views.webp")):
         rgba = np.asarray(Image.open(path))[None]
         masks = split_views(rgba[..., 3:])[0, ..., 0] > 127
         for mask, ours in zip(masks, foreground(split_views(on_grey(rgba))[0] / 255)):

@@ -66,7 +66,7 @@ class TestMatte:
     def test_cut_out(self, normals):
         pytest.importorskip("pymatting")
         view = np.where(normals[..., 2:] > 190, (200, 40, 40), 127).astype(np.uint8)
-        rgba = mattes.cut_out(view, normals)
+        rgba = mattes.view_without_background(view, normals)
         truth = normals[..., 2] > 190
         ours = rgba[..., 3] > 127
         assert (ours & truth).sum() / (ours | truth).sum() > 0.95

@@ -87,7 +87,7 @@ def test_a_decompression_bomb_does_not_stop_the_others(command, tmp_path, capsys
 
 def test_a_batch_that_does_not_fit_is_tried_one_picture_at_a_time(command, tmp_path):
     generator = jobs.Generator(
-        jobs.Settings(str(tmp_path / "out"), {"checkpoint": tmp_path / "checkpoint", "device": "cpu"}, STEP)
+        jobs.Settings(str(tmp_path / "out"), loading.Checkpoint(tmp_path / "checkpoint", "cpu"), STEP)
     )
     noise_picture(1).save(tmp_path / "other.png")
     batches = []

@@ -19,7 +19,6 @@ from diffusers import (
 )
 from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.models.attention_processor import AttnProcessor2_0
-from peft import LoraConfig
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -494,109 +493,6 @@ def test_default_processors_can_be_set(pipe, picture, run):
     before = run(pipe, picture)
     pipe.unet.set_default_attn_processor()
     assert_same(run(pipe, picture), before)
-
-
-# ---- The kept negative reference ----
-
-
-@pytest.fixture
-def written(pipe):
-    """The batch sizes of the reference passes."""
-    sizes = []
-
-    def note(module, args, kwargs):
-        if kwargs["cross_attention_kwargs"]["reference_mode"] == "write":
-            sizes.append(len(args[0]))
-
-    pipe.unet.register_forward_pre_hook(note, with_kwargs=True)
-    return sizes
-
-
-def test_kept_negative_reference_changes_nothing(pipe, run, picture, written):
-    expected = [run(pipe, [picture] * 2), run(pipe, picture)]
-    written.clear()
-    pipe.keep_negative_reference()
-    assert_same(run(pipe, [picture] * 2), expected[0])
-    assert written == [1, 2, 1, 2]
-    written.clear()
-    assert_same(run(pipe, picture), expected[1])
-    assert written == [1, 1, 1]  # the first step compares, the second is kept
-    written.clear()
-    pipe.keep_negative_reference(None)
-    assert_same(run(pipe, picture), expected[1])
-    assert written == [2, 2]
-
-
-def scale_weights(pipe):
-    with torch.no_grad():
-        pipe.unet.conv_in.weight *= 1.5
-
-
-CHANGES = {
-    "weights": scale_weights,
-    "scheduler": lambda pipe: setattr(pipe, "scheduler", EulerDiscreteScheduler.from_config(pipe.scheduler.config)),
-    "dtype": lambda pipe: pipe.to(torch.float64),
-    "negative prompt": lambda pipe: {"negative_prompt": "blurred"},
-    "prompt of a batch": lambda pipe: {"negative_prompt": ["blurred"]},
-    "steps": lambda pipe: {"num_inference_steps": 3},
-    "guidance": lambda pipe: {"guidance_start": 0.5},
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_kept_negative_reference_is_dropped_when_anything_changes(pipe, run, picture, change):
-    pipe.keep_negative_reference()
-    run(pipe, picture)
-    options = CHANGES[change](pipe)
-    options = options if isinstance(options, dict) else {}
-    ours = run(pipe, picture, **options)
-    again = run(pipe, picture, **options)
-    pipe.keep_negative_reference(None)
-    expected = run(pipe, picture, **options)
-    assert_same(ours, expected)
-    assert_same(again, expected)
-
-
-def test_kept_steps_that_the_first_guided_step_cannot_vouch_for_are_dropped(pipe, run, picture):
-    """The first call keeps its second half alone; the weights change; the next call is guided from the start."""
-    pipe.keep_negative_reference()
-    run(pipe, picture, num_inference_steps=4, guidance_start=0.5)
-    scale_weights(pipe)
-    ours = run(pipe, picture, num_inference_steps=4)
-    pipe.keep_negative_reference(None)
-    assert_same(ours, run(pipe, picture, num_inference_steps=4))
-
-
-def test_kept_negative_reference_follows_a_lora_and_its_scale(pipe, run, picture):
-    config = LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
-    pipe.unet.add_adapter(config)
-    results = {}
-    for keep in (None, 2**30):
-        pipe.keep_negative_reference(keep)
-        results[keep] = [run(pipe, picture, cross_attention_kwargs={"scale": scale}) for scale in (0.0, 1.0, 1.0)]
-    assert_differ(results[None][0], results[None][1])
-    for ours, expected in zip(results[2**30], results[None]):
-        assert_same(ours, expected)
-
-
-def test_kept_negative_reference_is_bounded(pipe, run, picture, written):
-    expected = run(pipe, picture)
-    pipe.keep_negative_reference(1000)
-    for _ in range(2):
-        assert_same(run(pipe, picture), expected)
-    assert pipe._kept_reference.steps == {} and written[2:] == [1, 1] * 4
-
-
-def test_callback_that_changes_the_negative_prompt_leaves_what_is_kept(pipe, run, picture):
-    def change(pipe, step, t, tensors):
-        return {"negative_prompt_embeds": tensors["negative_prompt_embeds"] + 1}
-
-    change.tensor_inputs = ["negative_prompt_embeds"]
-    expected = run(pipe, picture, num_inference_steps=3, callback_on_step_end=change), run(pipe, picture)
-    pipe.keep_negative_reference()
-    for _ in range(2):
-        assert_same(run(pipe, picture, num_inference_steps=3, callback_on_step_end=change), expected[0])
-        assert_same(run(pipe, picture), expected[1])
 
 
 # ---- Waiting for the device ----

@@ -105,13 +105,3 @@ def test_the_recipe_for_compiling_is_the_one_that_is_measured():
 
 def test_the_readme_is_short():
     assert len(README.splitlines()) <= 150
-
-
-def test_messages_are_those_of_the_code():
-    words = re.findall(r"`([^`]+)` \|$", (ROOT / "docs" / "messages.md").read_text(), re.MULTILINE)
-    files = [
-        *ROOT.glob("*.py"),
-        *(path for name in ("zero123plus", "training", "evaluation") for path in (ROOT / name).glob("*.py")),
-    ]
-    code = re.sub(r'"\s*f?"', "", "".join(path.read_text() for path in files))  # joins strings over several lines
-    assert len(words) > 30 and [phrase for phrase in words if phrase not in code] == []

@@ -20,7 +20,7 @@ import helpers  # noqa: E402
 
 from pipeline import CAMERAS  # noqa: E402
 from training import blender, render, toys  # noqa: E402
-from training.data import index_shards, load_objects  # noqa: E402
+from training.shards import index_shards, load_objects  # noqa: E402
 from zero123plus.exports import EXPORTS  # noqa: E402
 
 
@@ -29,8 +29,8 @@ def points(thing):
 
 
 def test_every_kind_is_built_and_depends_on_its_seed_alone():
-    assert len(toys.KINDS) >= 20 and not set(toys.KINDS) & set(toys.UNSEEN_KINDS)
-    for kind in toys.KINDS | toys.UNSEEN_KINDS:
+    assert len(toys.KINDS) >= 20 and not set(toys.KINDS) & set(toys.UNSEEN)
+    for kind in toys.KINDS | toys.UNSEEN:
         blender.reset_scene(1)
         first, again, other = (points(toys.build(kind, seed)) for seed in (1, 1, 2))
         assert len(first) > 100
@@ -168,7 +168,7 @@ def test_renders_depend_on_the_object_alone(rendered, meshes, tmp_path):
 def test_ray_renders_what_one_machine_renders(ray_cluster, meshes, rendered, tmp_path):
     """When a worker is killed, every view is still the same to the bit."""
     address, kill = ray_cluster
-    command = [sys.executable, "-m", "training.render", "--ray", address, "--shard_size", "1"]
+    command = [sys.executable, "-m", "training.render", "--ray", address, "--shard-size", "1"]
     command += arguments(tmp_path / "data", "--objects", meshes)
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     kill("ray::render_sha", job)
@@ -263,7 +263,7 @@ def test_failed_objects_can_be_tried_again(meshes, tmp_path):
     shutil.copytree(meshes, folder)
     render.main(arguments(tmp_path / "data", "--objects", folder))
     shutil.copy(folder / "ball.glb", folder / "broken.glb")
-    render.main(arguments(tmp_path / "data", "--objects", folder, "--retry_failed"))
+    render.main(arguments(tmp_path / "data", "--objects", folder, "--retry-failed"))
     assert {item["name"] for item in load_objects(tmp_path / "data")} == {"ball_glb", "broken_glb", "cube_obj"}
     assert not (tmp_path / "data" / "failures.jsonl").exists()
 

@@ -61,16 +61,37 @@ def test_what_appears_meanwhile_is_never_removed(tmp_path):
 def test_a_replacement_that_fails_loses_nothing(tmp_path, monkeypatch):
     results.put_result(write, str(tmp_path), "duck")
     (tmp_path / "duck" / "mine.txt").write_text("precious")
-    rename = results.os.rename
+    rename = Path.rename
 
     def fail(source, target):
         if str(source).endswith(".partial"):
             raise OSError("the disk is gone")
-        rename(source, target)
+        return rename(source, target)
 
-    monkeypatch.setattr(results.os, "rename", fail)
+    monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="the disk is gone"):
         results.put_result(write, str(tmp_path), "duck", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["duck"]
+    assert (tmp_path / "duck" / "mine.txt").read_text() == "precious" and (tmp_path / "duck" / results.LAST).exists()
+
+
+def test_two_writers_of_one_result_keep_what_is_not_theirs(tmp_path, monkeypatch):
+    """The second begins while the first has moved the earlier result aside."""
+    results.put_result(write, str(tmp_path), "duck")
+    (tmp_path / "duck" / "mine.txt").write_text("precious")
+    rename, others = Path.rename, []
+
+    def interrupted(source, target):
+        moved = rename(source, target)
+        if str(target).endswith(".old") and not others:
+            others.append(threading.Thread(target=results.put_result, args=(write, str(tmp_path), "duck", True)))
+            others[0].start()
+            others[0].join(0.5)
+        return moved
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    results.put_result(write, str(tmp_path), "duck", overwrite=True)
+    others[0].join()
     assert [path.name for path in tmp_path.iterdir()] == ["duck"]
     assert (tmp_path / "duck" / "mine.txt").read_text() == "precious" and (tmp_path / "duck" / results.LAST).exists()
 
@@ -199,28 +220,28 @@ class TestCheckpoints:
             f"open({str(tmp_path / 'ran')!r}, 'w')\nclass UNet2DConditionModel: pass\n"
         )
         with pytest.raises(ValueError):
-            loading.load_pipeline(folder, "cpu")
+            loading.Checkpoint(folder, "cpu").load()
         assert not (tmp_path / "ran").exists()
 
     def test_code_of_a_pipeline_does_not_run(self, folder, tmp_path):
         self.change(folder, _class_name=["pipeline", "Zero123PlusPipeline"])
         (folder / "pipeline.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-        assert isinstance(loading.load_pipeline(folder, "cpu"), Zero123PlusPipeline)
+        assert isinstance(loading.Checkpoint(folder, "cpu").load(), Zero123PlusPipeline)
         assert not (tmp_path / "ran").exists()
 
     def test_pickle_is_refused(self, folder, pipe):
         (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
         torch.save(pipe.unet.state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
         with pytest.raises(ValueError, match="stored with pickle"):
-            loading.load_pipeline(folder, "cpu")
-        assert loading.load_pipeline(folder, "cpu", pickle=True).unet.dtype == torch.float32
+            loading.Checkpoint(folder, "cpu").load()
+        assert loading.Checkpoint(folder, "cpu", pickle=True).load().unet.dtype == torch.float32
 
     def test_other_kinds_are_named(self, folder):
         with pytest.raises(ValueError, match="holds a UNet2DConditionModel"):
-            loading.load_pipeline(folder / "unet", "cpu")
+            loading.Checkpoint(folder / "unet", "cpu").load()
         self.change(folder, _class_name="StableDiffusionPipeline")
         with pytest.raises(ValueError, match="holds a StableDiffusionPipeline"):
-            loading.load_pipeline(folder, "cpu")
+            loading.Checkpoint(folder, "cpu").load()
 
     @pytest.mark.parametrize(
         ("file", "text", "message"),
@@ -234,48 +255,52 @@ class TestCheckpoints:
     def test_damaged_configurations_are_named(self, folder, file, text, message):
         (folder / file).write_text(text)
         with pytest.raises(ValueError, match=message):
-            loading.load_pipeline(folder, "cpu")
+            loading.Checkpoint(folder, "cpu").load()
 
     def test_cameras_belong_to_weights(self, folder, tmp_path, monkeypatch):
         self.change(folder, view_azimuths=None, view_elevations=None, view_fov=None)
-        unknown, said = loading.load_pipeline(folder, "cpu"), []
+        unknown, said = loading.Checkpoint(folder, "cpu").load(), []
         monkeypatch.setattr(pipeline.logger, "warning", said.append)
         for _ in range(2):  # poses and intrinsics of each result ask for them
             assert unknown.cameras.elevations == (20, -10) * 3
         assert len(said) == 1 and "--cameras v1.1" in said[0]
-        asked = loading.load_pipeline(folder, "cpu", cameras="v1.1")
+        asked = loading.Checkpoint(folder, "cpu", cameras="v1.1").load()
         assert asked.cameras.elevations == (30, -20) * 3 and asked.cameras.fov == pytest.approx(49.134, abs=1e-3)
         named = Path(shutil.copytree(folder, tmp_path / "zero123plus-v1.1"))
-        assert loading.load_pipeline(named, "cpu").cameras.elevations == (30, -20) * 3
+        assert loading.Checkpoint(named, "cpu").load().cameras.elevations == (30, -20) * 3
         asked.save_pretrained(tmp_path / "saved")
         with pytest.raises(ValueError, match="`--cameras` has the cameras of v1.2, but the checkpoint says"):
-            loading.load_pipeline(tmp_path / "saved", "cpu", cameras="v1.2")
+            loading.Checkpoint(tmp_path / "saved", "cpu", cameras="v1.2").load()
 
     @pytest.mark.parametrize(
         "name, preset",
         (
             ("sudo-ai/zero123plus-v1.1", "v1.1"),
             ("models/zero123plus_v12", "v1.2"),
+            ("hub/models--sudo-ai--zero123plus-v1.2/snapshots/0123abc", "v1.2"),
+            ("zero123plus-v1.1/zero123plus-v1.2", "v1.2"),
+            ("zero123plus-v1.1/out/mine", None),
+            ("zero123plus-v1.1-experiments", None),
             ("sudo-ai/controlnet-zp11-depth-v1", "v1.1"),
             ("org/zero123plus-v1.15", None),
             ("mine", None),
         ),
     )
     def test_public_checkpoints_are_known_by_name(self, name, preset):
-        assert pipeline.known_cameras(name) == preset
+        assert pipeline.Cameras.preset_of(name) == preset
 
     def test_controls_of_other_cameras_are_refused(self, folder, pipe, tmp_path):
         pipe.add_controlnet().save_pretrained(tmp_path / "control")
         (tmp_path / "control" / loading.RUN_FILE).write_text('{"cameras": "v1.1"}')
         with pytest.raises(ValueError, match="`--controlnet` .* has the cameras of v1.1, but the checkpoint says"):
-            loading.load_controlnet(loading.load_pipeline(folder, "cpu"), tmp_path / "control")
+            loading.load_controlnet(loading.Checkpoint(folder, "cpu").load(), tmp_path / "control")
         (tmp_path / "control" / loading.RUN_FILE).write_text('{"cameras": "v9"}')
         with pytest.raises(ValueError, match="says that it has the cameras 'v9', but there are only v1.1, v1.2"):
-            loading.load_controlnet(loading.load_pipeline(folder, "cpu"), tmp_path / "control")
+            loading.load_controlnet(loading.Checkpoint(folder, "cpu").load(), tmp_path / "control")
 
     def test_a_cache_that_cannot_be_used_is_one_line(self):
         with pytest.raises(ValueError, match="no folder here, and cannot be had from the Hub .*HF_HOME"):
-            loading.load_pipeline("org/nothing", "cpu")
+            loading.Checkpoint("org/nothing", "cpu").load()
 
     @pytest.mark.parametrize("device", ("gpu", "cuda:99", "tpu"))
     def test_devices_that_are_not_there(self, device):

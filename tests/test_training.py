@@ -23,18 +23,10 @@ from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from evaluation import heldout, training_speed
 from pipeline import Zero123PlusPipeline, preprocess, scale_latents
-from training import checkpoints, loss, mini, publish, train, train_controlnet, train_vae
-from training.data import (
-    Stream,
-    TileDataset,
-    TilesInMemory,
-    ViewDataset,
-    index_shards,
-    load_objects,
-    read_object,
-    select_views,
-)
+from training import checkpoints, encode, loss, mini, publish, train, train_controlnet, train_vae
+from training.data import Stream, TileDataset, TilesInMemory, ViewDataset, select_views
 from training.mini import SCHEDULE
+from training.shards import index_shards, load_objects, read_object
 from zero123plus import loading
 from zero123plus.pictures import depth_picture, to_tile
 
@@ -166,11 +158,11 @@ def test_the_closed_form_encoder_is_one_convolution(pipe):
     train_vae.initialise_encoder(vae, pixels, torch.ones(24, 1, 64, 96))
     with torch.no_grad():
         (mean, _), posterior = (
-            loss.encode_blocks(pixels, *loss.encoder_matrix(vae)).chunk(2, 1),
+            encode.encode_blocks(pixels, *encode.encoder_matrix(vae)).chunk(2, 1),
             vae.encode(pixels).latent_dist,
         )
     assert ((mean - posterior.mean) / posterior.std).square().mean().sqrt() < 0.1
-    assert loss.encoder_matrix(pipe.vae) is None  # an encoder of another kind
+    assert encode.encoder_matrix(pipe.vae) is None  # an encoder of another kind
 
 
 def test_reference_scale_changes_raw_latents_alone():
@@ -237,8 +229,8 @@ def arguments(pipe, shards, tmp_path):
 
     def build(name, steps, *more):
         given = ["--phase", "scratch", "--checkpoint", tmp_path / "start", "--data", shards]
-        given += ["--output", tmp_path / name, "--batch_size", 4, "--micro_batch_size", 2, "--steps", steps]
-        given += ["--report_to", "none", "--lr_scheduler", "constant", "--validation_steps", 100, *more]
+        given += ["--output", tmp_path / name, "--batch-size", 4, "--micro-batch-size", 2, "--steps", steps]
+        given += ["--report-to", "none", "--lr-scheduler", "constant", "--validation-steps", 100, *more]
         return [str(part) for part in given]
 
     return build
@@ -258,8 +250,8 @@ def test_a_file_that_is_no_log_stays(arguments, pipe, tmp_path):
 
 
 def test_training_saves_what_it_trained(arguments, pipe, tmp_path):
-    schedule = ["--lr_scheduler", "cosine", "--warmup_steps", "1", "--learning_rate", "0.001"]
-    train.main(arguments("run", 2, *schedule, "--ema_decay", "0.5", "--validation_steps", "2", "--in_memory"))
+    schedule = ["--lr-scheduler", "cosine", "--warmup-steps", "1", "--learning-rate", "0.001"]
+    train.main(arguments("run", 2, *schedule, "--ema-decay", "0.5", "--validation-steps", "2", "--in-memory"))
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert {"psnr_t999_with", "psnr_t999_without"} <= set(log[1])
     assert [record["lr"] for record in log] == pytest.approx([0.001, 0])  # of the next step: the peak, then 0
@@ -277,8 +269,8 @@ def test_training_saves_what_it_trained(arguments, pipe, tmp_path):
 
 def test_a_run_in_memory_has_the_losses_of_one_that_reads(arguments, tmp_path):
     """Of training and of validation."""
-    for name, more in (("memory", ["--in_memory"]), ("files", [])):
-        train.main(arguments(name, 2, "--validation_steps", 2, *more))
+    for name, more in (("memory", ["--in-memory"]), ("files", [])):
+        train.main(arguments(name, 2, "--validation-steps", 2, *more))
     assert losses(tmp_path / "memory") == pytest.approx(losses(tmp_path / "files"), abs=2e-3)
     lines = [json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1]) for name in ("memory", "files")]
     assert lines[0]["validation_loss"] == pytest.approx(lines[1]["validation_loss"], abs=2e-3)
@@ -289,9 +281,9 @@ def test_a_timed_rate_falls_to_zero_when_the_time_is_over(arguments, tmp_path, m
     a twentieth of a second whenever it is read.
     """
     clock = itertools.count(step=0.05)
-    monkeypatch.setattr(train, "time", SimpleNamespace(time=lambda: next(clock)))
-    schedule = ["--lr_scheduler", "timed", "--decay_steps", 500, "--warmup_steps", 0, "--minutes", 1, "--keep", 1]
-    train.main(arguments("run", 1000, *schedule, "--learning_rate", 1e-3, "--in_memory"))
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(time=lambda: next(clock)))
+    schedule = ["--lr-scheduler", "timed", "--decay-steps", 500, "--warmup-steps", 0, "--minutes", 1, "--keep", 1]
+    train.main(arguments("run", 1000, *schedule, "--learning-rate", 1e-3, "--in-memory"))
     rates = [json.loads(line)["lr"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert rates[0] == 1e-3 and rates == sorted(rates, reverse=True) and rates[-1] < 2e-4
     first, last = loading.checkpoints(tmp_path / "run")
@@ -299,8 +291,8 @@ def test_a_timed_rate_falls_to_zero_when_the_time_is_over(arguments, tmp_path, m
 
 
 def test_a_timed_rate_needs_a_time(arguments):
-    with pytest.raises(SystemExit, match="`--minutes` is inf and there are 1 processes: take 'decay'"):
-        train.main(arguments("run", 1, "--lr_scheduler", "timed"))
+    with pytest.raises(SystemExit, match="falls with the time left of `--minutes`: give it, or take 'decay'"):
+        train.main(arguments("run", 1, "--lr-scheduler", "timed"))
 
 
 def test_validation_is_the_same_however_it_is_divided(pipe, shards):
@@ -328,8 +320,8 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(arguments, tmp_path):
 
 
 def test_a_resumed_run_has_its_own_rate_and_ema(arguments, tmp_path):
-    train.main(arguments("run", 2, "--learning_rate", 1e-3, "--warmup_steps", 0, "--in_memory"))
-    train.main(arguments("run", 4, "--learning_rate", 1e-4, "--warmup_steps", 0, "--in_memory", "--ema_decay", 0.5))
+    train.main(arguments("run", 2, "--learning-rate", 1e-3, "--warmup-steps", 0, "--in-memory"))
+    train.main(arguments("run", 4, "--learning-rate", 1e-4, "--warmup-steps", 0, "--in-memory", "--ema-decay", 0.5))
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["lr"] for line in log] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
     state = torch.load(tmp_path / "run" / "checkpoint-4" / "state" / "ema-0.pt", weights_only=True)
@@ -337,7 +329,7 @@ def test_a_resumed_run_has_its_own_rate_and_ema(arguments, tmp_path):
 
 
 def test_a_run_that_diverges_ends_and_saves_nothing(arguments, tmp_path):
-    options = ["--optimizer", "adamw", "--learning_rate", 1e30, "--warmup_steps", 0, "--in_memory"]
+    options = ["--optimizer", "adamw", "--learning-rate", 1e30, "--warmup-steps", 0, "--in-memory"]
     with pytest.raises(SystemExit, match="The loss of step 2 is nan: the training diverged"):
         train.main(arguments("run", 5, *options))
     assert loading.checkpoints(tmp_path / "run") == []
@@ -346,7 +338,7 @@ def test_a_run_that_diverges_ends_and_saves_nothing(arguments, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_continues(arguments, tmp_path):
-    command = [sys.executable, "-m", "training.train", *arguments("killed", 1000, "--save_minutes", "0")]
+    command = [sys.executable, "-m", "training.train", *arguments("killed", 1000, "--save-minutes", "0")]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while not loading.checkpoints(tmp_path / "killed") and process.poll() is None:
         time.sleep(0.05)
@@ -364,7 +356,7 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(arguments, tmp_path, monk
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
     before = counters["stats"]["unique_graphs"]
     for name, more in (("eager", []), ("compiled", ["--compile"])):
-        train.main(arguments(name, 2, "--validation_steps", 1, *more))
+        train.main(arguments(name, 2, "--validation-steps", 1, *more))
     assert counters["stats"]["unique_graphs"] - before == 2  # writing and reading; validation compiles nothing
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-3)
 
@@ -427,17 +419,17 @@ def test_a_batch_is_preprocessed_as_pictures_are(pipe, resample, size):
     extractor = CLIPImageProcessor.from_dict(pipe.feature_extractor_vae.to_dict())
     extractor.size, extractor.crop_size = {"shortest_edge": size}, {"height": size, "width": size}
     extractor.resample = resample
-    ours, expected = loss.preprocess_batch(extractor, pixels / 127.5 - 1), preprocess(extractor, pictures)
+    ours, expected = encode.preprocess_batch(extractor, pixels / 127.5 - 1), preprocess(extractor, pictures)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1.5 / 255 / 0.8)
     extractor.crop_size = {"height": size, "width": 16}
     with pytest.raises(ValueError, match="does not make a square of a square"):
-        loss.preprocess_batch(extractor, pixels)
+        encode.preprocess_batch(extractor, pixels)
 
 
 @pytest.mark.slow
 def test_the_trainer_is_timed_beside_the_bare_step(pipe, shards, tmp_path):
     pipe.save_pretrained(tmp_path / "start")
-    row = training_speed.measure(str(tmp_path / "start"), shards, 4, "no", steps=2, rounds=2)
+    row = training_speed.training_rates(str(tmp_path / "start"), shards, 4, "no", steps=2, rounds=2)
     trainer, bare = row["trainer, tiles/s"], row["bare step, tiles/s"]
     assert trainer > 0 and bare > 0 and row["trainer to bare step"] == trainer / bare
 
@@ -466,7 +458,6 @@ def test_two_processes_have_the_losses_of_one(arguments, two_processes, tmp_path
     two_processes(arguments("two", 2, "--optimizer", optimizer))
     two_processes(arguments("two", 3, "--optimizer", optimizer))  # continues
     _, checkpoint = loading.checkpoints(tmp_path / "two")
-    assert loading.run_record(checkpoint)["processes"] == 2
     assert len(list((checkpoint / "state").glob("random_states_*.pkl"))) == 2  # both had written before the rename
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
 
@@ -518,7 +509,7 @@ def fsdp(tmp_path):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("optimizer", ("adamw", "muon"))
 def test_fsdp_has_the_losses_of_one_process(arguments, fsdp, tmp_path, optimizer):
-    options = ("--validation_steps", "1", "--ema_decay", "0.5", "--optimizer", optimizer)
+    options = ("--validation-steps", "1", "--ema-decay", "0.5", "--optimizer", optimizer)
     train.main(arguments("one", 2, *options))
     printed = fsdp(arguments("two", 2, *options), "NO_WRAP")
     assert (tmp_path / "two" / "checkpoint-2").exists(), printed
@@ -539,8 +530,8 @@ def test_fsdp_by_layers_is_refused(arguments, fsdp):
 
 
 def test_batch_must_divide_into_micro_batches(arguments):
-    with pytest.raises(SystemExit, match="`--batch_size` 4 is no multiple of 3"):
-        train.main([*arguments("run", 1), "--micro_batch_size", "3"])
+    with pytest.raises(SystemExit, match="`--batch-size` 4 is no multiple of 3"):
+        train.main([*arguments("run", 1), "--micro-batch-size", "3"])
 
 
 @pytest.mark.skipif(is_bitsandbytes_available(), reason="bitsandbytes is installed")
@@ -564,12 +555,12 @@ def test_empty_samples_are_skipped_and_counted(arguments, shards, tmp_path):
 
 
 def test_lora_of_a_controlnet_is_refused(arguments):
-    with pytest.raises(SystemExit, match="`--lora_rank` is 2"):
-        train_controlnet.main([*arguments("run", 1)[2:], "--lora_rank", "2"])
+    with pytest.raises(SystemExit, match="`--lora-rank` is 2"):
+        train_controlnet.main([*arguments("run", 1)[2:], "--lora-rank", "2"])
 
 
 def test_dry_run_counts_and_computes_nothing(arguments, pipe, tmp_path, capsys):
-    train.main(arguments("run", 2, "--dry_run"))
+    train.main(arguments("run", 2, "--dry-run"))
     printed = capsys.readouterr().out
     count = sum(p.numel() for part in (pipe.unet, pipe.vision_encoder) for p in part.parameters()) + 16
     assert f"trains        {count:,} of {count:,}" in printed and "TFLOP a step" in printed and "GiB" in printed
@@ -577,7 +568,7 @@ def test_dry_run_counts_and_computes_nothing(arguments, pipe, tmp_path, capsys):
 
 
 def test_lora_run_is_loaded_as_lora(arguments, pipe, picture, run, tmp_path):
-    train.main(arguments("run", 2, "--lora_rank", "2", "--learning_rate", "0.1", "--ema_decay", "0"))
+    train.main(arguments("run", 2, "--lora-rank", "2", "--learning-rate", "0.1", "--ema-decay", "0"))
     before = run(pipe, picture)
     pipe.load_lora_weights(tmp_path / "run" / "checkpoint-2")
     assert_differ(before, run(pipe, picture))
@@ -586,18 +577,21 @@ def test_lora_run_is_loaded_as_lora(arguments, pipe, picture, run, tmp_path):
 def test_what_training_writes_every_command_reads(arguments, pipe, picture, run, tmp_path):
     """A run's folder is its newest checkpoint, and that of a LoRA run is the LoRA on what it was trained from."""
     train.main(arguments("whole", 1))
-    train.main(arguments("lora", 1, "--lora_rank", "2", "--learning_rate", "0.1", "--ema_decay", "0"))
-    whole, lora = loading.load_pipeline(tmp_path / "whole", "cpu"), loading.load_pipeline(tmp_path / "lora", "cpu")
+    train.main(arguments("lora", 1, "--lora-rank", "2", "--learning-rate", "0.1", "--ema-decay", "0"))
+    whole, lora = (
+        loading.Checkpoint(tmp_path / "whole", "cpu").load(),
+        loading.Checkpoint(tmp_path / "lora", "cpu").load(),
+    )
     assert whole.config.ramping_coefficients != pipe.config.ramping_coefficients
-    half = loading.load_pipeline(tmp_path / "start", "cpu", lora=tmp_path / "lora", lora_scale=0.5)
+    half = loading.Checkpoint(tmp_path / "start", "cpu", lora=tmp_path / "lora", lora_scale=0.5).load()
     plain = run(pipe, picture)
     assert_differ(run(lora, picture), plain)
     assert (run(half, picture) - plain).abs().max() < (run(lora, picture) - plain).abs().max()
     publish.main(["--checkpoint", str(tmp_path / "lora"), "--output", str(tmp_path / "published")])
-    assert_differ(run(loading.load_pipeline(tmp_path / "published", "cpu"), picture), plain)
+    assert_differ(run(loading.Checkpoint(tmp_path / "published", "cpu").load(), picture), plain)
     train.main([*arguments("further", 1), "--checkpoint", str(tmp_path / "lora")])  # the LoRA is merged
     with pytest.raises(SystemExit, match="holds a run with lora_rank 2, but 4 is asked for now"):
-        train.main(arguments("lora", 2, "--lora_rank", "4"))
+        train.main(arguments("lora", 2, "--lora-rank", "4"))
 
 
 def test_training_starts_from_half_precision(arguments, pipe, tmp_path):
@@ -605,7 +599,7 @@ def test_training_starts_from_half_precision(arguments, pipe, tmp_path):
     pipe.to(torch.float16).save_pretrained(tmp_path / "start")
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        train.main(arguments("run", 1, "--mixed_precision", "bf16"))
+        train.main(arguments("run", 1, "--mixed-precision", "bf16"))
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert np.isfinite(losses(tmp_path / "run")).all()
@@ -636,10 +630,10 @@ def test_controlnet_alone_trains_and_resumes(arguments, pipe, picture, run, tmp_
 
 
 def test_image_sizes_can_be_switched_off():
-    """`--image_sizes 0 0` switches random resizing off, so that `--in_memory` is accepted."""
+    """`--image-sizes 0 0` switches random resizing off, so that `--in-memory` is accepted."""
     required = ["--phase", "controlnet", "--checkpoint", "c", "--data", "d", "--output", "o"]
     assert train.parse_options(required).image_sizes == (128, 512)
-    assert train.parse_options([*required, "--image_sizes", "0", "0"]).image_sizes is None
+    assert train.parse_options([*required, "--image-sizes", "0", "0"]).image_sizes is None
 
 
 def test_controlnet_sees_in_training_what_it_sees_in_the_pipeline(pipe, shards):
@@ -727,7 +721,7 @@ def test_shards_of_different_sizes_are_refused(shards, tmp_path):
 
 
 def test_held_out_objects_go_into_a_folder_of_their_own(shards, tmp_path):
-    arguments = ["--renders", str(shards), "--train_data", str(shards), "--output"]
+    arguments = ["--renders", str(shards), "--train-data", str(shards), "--output"]
     for _ in range(2):  # the second time it replaces the first
         heldout.main([*arguments, str(tmp_path / "objects")])
     names = {path.name for path in (tmp_path / "objects").iterdir()}
@@ -744,32 +738,48 @@ def test_a_held_out_object_stays_in_its_folder(shards, tmp_path):
     with webdataset.TarWriter(str(shards / "shard-00001.tar")) as shard:
         for sample in webdataset.WebDataset(str(shards / "shard-00000.tar"), shardshuffle=False):
             shard.write({**sample, "json": {"object": "../outside"}})
-    arguments = ["--renders", shards, "--train_data", shards, "--output", tmp_path / "objects"]
+    arguments = ["--renders", shards, "--train-data", shards, "--output", tmp_path / "objects"]
     with pytest.raises(SystemExit, match="'../outside', which is no name of a folder"):
         heldout.main([str(part) for part in arguments])
     assert not (tmp_path / "outside").exists()
 
 
 def test_a_decoder_is_refused_fewer_views_than_a_batch(shards, tmp_path):
-    arguments = ["--data", str(shards), "--output", str(tmp_path / "vae"), "--batch_size", "100", "--minutes", "0"]
-    with pytest.raises(SystemExit, match="`--batch_size` is 100, but `--data` .* has only 72 views"):
+    arguments = ["--data", str(shards), "--output", str(tmp_path / "vae"), "--batch-size", "100", "--minutes", "0"]
+    with pytest.raises(SystemExit, match="`--batch-size` is 100, but `--data` .* has only 72 views"):
         train_vae.main(arguments)
     assert not (tmp_path / "vae").exists()
 
 
 def test_a_decoder_goes_on_and_its_encoder_stays(shards, tmp_path, capsys):
-    arguments = ["--data", shards, "--output", tmp_path / "out", "--batch_size", "2", "--gate", "0", "--minutes"]
+    arguments = ["--data", shards, "--output", tmp_path / "out", "--batch-size", "2", "--gate", "0", "--minutes"]
     train_vae.main([str(part) for part in (*arguments, "0")])
-    first = train_vae.AutoencoderKL.from_pretrained(tmp_path / "out" / "vae").state_dict()
-    (tmp_path / "out" / "state").rename(tmp_path / "out" / "state.old")  # ended while it was being replaced
-    progress = json.loads((tmp_path / "out" / "state.old" / "progress.json").read_text())
-    (tmp_path / "out" / "state.old" / "progress.json").write_text(json.dumps({**progress, "step": 40}))
+    first = train_vae.AutoencoderKL.from_pretrained(loading.find(tmp_path / "out")).state_dict()
     train_vae.main([str(part) for part in (*arguments, "0.02")])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["step"] > 40
-    second = train_vae.AutoencoderKL.from_pretrained(tmp_path / "out" / "vae").state_dict()
+    step = json.loads(capsys.readouterr().out.splitlines()[-1])["step"]
+    assert step > 1 and loading.find(tmp_path / "out").name == f"checkpoint-{step}"
+    second = train_vae.AutoencoderKL.from_pretrained(loading.find(tmp_path / "out")).state_dict()
     changed = {name.partition(".")[0] for name in first if not torch.equal(first[name], second[name])}
     assert changed == {"decoder"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"vae", "state", "state.old"}
+    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == step
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_decoder(shards, tmp_path):
+    """They share its gradients, and only the first writes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "training.train_vae", "--data", shards, "--output", tmp_path / "out", "--batch-size", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for _ in range(2):
+        done = subprocess.run(
+            [str(part) for part in (*command, "--gate", "0", "--minutes", "0.02")],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1)) and loading.find(tmp_path / "out").name == f"checkpoint-{steps[-1]}"
 
 
 def test_a_damaged_sample_is_named(shards):

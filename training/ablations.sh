@@ -15,9 +15,9 @@ out=${OUT:-out/ablations}
 source training/launch.sh
 
 if [ "${1:-}" = "--smoke" ]; then
-    train=(--steps 2 --batch_size $((2 * processes)) --micro_batch_size 2) score=(--steps 2 --limit 2)
+    train=(--steps 2 --batch-size $((2 * processes)) --micro-batch-size 2) score=(--steps 2 --limit 2)
 else  # 40,000 tiles
-    train=(--steps 625 --batch_size 64 --micro_batch_size $((64 / processes)) --mixed_precision "$precision") score=()
+    train=(--steps 625 --batch-size 64 --micro-batch-size $((64 / processes)) --mixed-precision "$precision") score=()
 fi
 
 # A name, and the options of `training.mini` that make the change
@@ -25,8 +25,8 @@ run() {
     local folder=$out/$1
     shift
     [ -d "$folder/start" ] || python -m training.mini --checkpoint "${CHECKPOINT:-.}" --output "$folder/start" "$@"
-    "${launch[@]}" -m training.train --phase scratch --in_memory --permute_colours --checkpoint "$folder/start" --data "$DATA" \
-        --validation "$VALIDATION" --output "$folder/run" --ema_decay 0.99 --report_to none --validation_steps 1000000 \
+    "${launch[@]}" -m training.train --phase scratch --in-memory --permute-colours --checkpoint "$folder/start" --data "$DATA" \
+        --validation "$VALIDATION" --output "$folder/run" --ema-decay 0.99 --report-to none --validation-steps 1000000 \
         --keep 1 "${train[@]}"
     [ -f "$folder/results.json" ] || python -m evaluation.evaluate --checkpoint "$folder/run" --output "$folder" \
         ${score[@]+"${score[@]}"}

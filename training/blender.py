@@ -17,14 +17,14 @@ import OpenEXR
 from mathutils import Matrix, Vector
 from PIL import Image
 
-from pipeline import CAMERAS, Cameras
+from pipeline import CAMERAS, RADIUS, Cameras
 
-from . import toys
+from . import catalogue, toys
 
-RADIUS = 0.5  # of the sphere that an object is normalised into
 INPUT_ELEVATIONS = (-10.0, 40.0)
 INPUT_FOVS = (25.0, 45.0)
 INPUT_MARGINS = (1.0, 1.2)  # of the distance at which the sphere just fills the view
+STRETCH = (0.7, 1.4)  # of a variant, along each axis
 DEPTH_UNITS = 16384
 NO_DEPTH = np.iinfo(np.uint16).max  # where there is nothing
 
@@ -66,13 +66,17 @@ def reset_scene(samples: int):
     layer.use_pass_z = layer.use_pass_normal = True
 
 
-def normalise(radius: float = RADIUS):
-    """Moves and scales all of the scene together: bounding-box centre to the origin, farthest vertex to `radius`.
+def normalise(min_thickness: float = 0.0, stretch=(1.0, 1.0, 1.0)):
+    """Moves and scales all of the scene together: bounding-box centre to the origin, farthest vertex to `RADIUS`.
 
     The bounds are those of the meshes as they are rendered, with modifiers, instances and animation.
 
+    Args:
+        min_thickness: the least ratio of the bounds' shortest edge to their longest.
+        stretch: factor along each axis, before that.
+
     Raises:
-        ValueError: if the scene has no vertices, or all of them in one point.
+        ValueError: if the scene has no vertices, or all of them in one point, or is flatter than that.
     """
     points = [np.zeros((0, 3))]
     for instance in bpy.context.evaluated_depsgraph_get().object_instances:
@@ -83,14 +87,19 @@ def normalise(radius: float = RADIUS):
         mesh.vertices.foreach_get("co", flat)
         matrix = np.array(instance.matrix_world)
         points.append(flat.reshape(-1, 3) @ matrix[:3, :3].T + matrix[:3, 3])
-    points = np.concatenate(points)
+    points = np.concatenate(points) * stretch
     centre = (points.min(0) + points.max(0)) / 2 if len(points) else 0
     extent = np.linalg.norm(points - centre, axis=1).max() if len(points) else 0
     if not 0 < extent < math.inf:
         raise ValueError("The object has no extent: it needs at least one mesh with two distinct vertices.")
+    edges = np.ptp(points, axis=0)
+    if edges.min() < min_thickness * edges.max():
+        raise ValueError(f"The object is flat: its shortest edge is {edges.min() / edges.max():.3f} of its longest.")
     # Under a parent, because an animated object's own matrix is written anew for every frame
     fit = bpy.data.objects.new("fit", None)
-    fit.matrix_world = Matrix.Scale(radius / extent, 4) @ Matrix.Translation(-Vector(centre))
+    fit.matrix_world = (
+        Matrix.Scale(RADIUS / extent, 4) @ Matrix.Translation(-Vector(centre)) @ Matrix.Diagonal((*stretch, 1))
+    )
     for thing in bpy.context.scene.objects:
         if thing.parent is None and thing != bpy.context.scene.camera:
             thing.parent = fit
@@ -140,8 +149,12 @@ def importer(path: Path):
     }.get(path.suffix.lower())
 
 
-def load_object(item: dict):
+def load_object(item: dict, folder: str | None = None):
     """Adds an object to the empty scene: a toy, or the meshes of a file, at frame 1.
+
+    Args:
+        item: as `training.render` lists it.
+        folder: to extract an archive's object into.
 
     Raises:
         ValueError: if the file has no faces, or an image that it uses is missing.
@@ -150,14 +163,26 @@ def load_object(item: dict):
         kind, seed = item["id"].rsplit("-", 1)
         toys.build(kind, int(seed))
     else:
-        importer(Path(item["path"]))(filepath=str(item["path"]))
+        path = catalogue.extract(item, folder) if "member" in item else Path(item["path"])
+        importer(path)(filepath=str(path))
         for thing in list(bpy.context.scene.objects):
             if thing.type in ("CAMERA", "LIGHT", "LIGHT_PROBE", "SPEAKER") and thing != bpy.context.scene.camera:
                 bpy.data.objects.remove(thing, do_unlink=True)
+        if "rotation" in item:
+            turn(item["rotation"])
         check_import()
         show_vertex_colours()
     bpy.context.scene.frame_set(1)
     bpy.context.view_layer.update()
+
+
+def turn(rotation: list[float]):
+    """Turns the scene by 9 numbers, row by row, that are in axes with +Y up, as in the files that Blender imports."""
+    upright = Matrix(((1, 0, 0), (0, 0, -1), (0, 1, 0)))  # +Y up to +Z up
+    matrix = upright @ Matrix([rotation[i : i + 3] for i in (0, 3, 6)]) @ upright.transposed()
+    for thing in bpy.context.scene.objects:
+        if thing.parent is None and thing != bpy.context.scene.camera:
+            thing.matrix_world = matrix.to_4x4() @ thing.matrix_world
 
 
 def check_import():
@@ -247,11 +272,6 @@ def tile_cameras(cameras: Cameras) -> list[dict]:
     ]
 
 
-def fitting_distance(fov: float) -> float:
-    """The distance at which the sphere just fills a view of `fov` degrees in the plane of its centre."""
-    return RADIUS / math.tan(math.radians(fov) / 2)
-
-
 def choose_cameras(rng: random.Random, preset: str) -> tuple[list[dict], list[dict]]:
     """The 6 input and the 12 target cameras of an object."""
     first = rng.uniform(0, 60)
@@ -263,7 +283,7 @@ def choose_cameras(rng: random.Random, preset: str) -> tuple[list[dict], list[di
                 "azimuth": first + 60 * k,
                 "elevation": rng.uniform(*INPUT_ELEVATIONS),
                 "fov": fov,
-                "distance": fitting_distance(fov) * rng.uniform(*INPUT_MARGINS),
+                "distance": Cameras((), (), fov).radius * rng.uniform(*INPUT_MARGINS),
             }
         )
     cameras = CAMERAS[preset]
@@ -276,31 +296,44 @@ def choose_cameras(rng: random.Random, preset: str) -> tuple[list[dict], list[di
 
 
 def render_object(
-    item: dict, size: int, input_size: int, samples: int, seed: int, preset: str, hdris: Path | None
+    item: dict,
+    size: int,
+    input_size: int,
+    samples: int,
+    seed: int,
+    preset: str,
+    hdris: Path | None,
+    min_thickness: float = 0.0,
+    min_cover: float = 0.0,
 ) -> dict:
     """Renders an object, in this process, and returns its sample for a WebDataset shard.
 
     Raises:
-        ValueError: if it has nothing to render, or no target view shows it.
+        ValueError: if it has nothing to render, is flatter than `min_thickness`, or covers less than `min_cover` of
+            some target view.
     """
     rng = random.Random(f"{seed}/{item['id']}")
     hdri, rotation, strength = rng.choice(hdri_paths(hdris)), rng.uniform(0, 2 * math.pi), rng.uniform(0.9, 1.4)
     inputs, targets = choose_cameras(rng, preset)
+    stretch = [rng.uniform(*STRETCH) if "of" in item else 1.0 for _ in range(3)]
     reset_scene(samples)
-    load_object(item)
-    normalise()
-    light(hdri, rotation, strength)
     with tempfile.TemporaryDirectory() as folder:
+        load_object(item, folder)
+        normalise(min_thickness, stretch)
+        light(hdri, rotation, strength)
         views = {
             "inputs": [render_view(camera, input_size, folder) for camera in inputs],
             "targets": [render_view(camera, size, folder) for camera in targets],
         }
     if not any(view["rgba"][..., 3].any() for view in views["targets"]):
         raise ValueError("No target view shows the object: it is transparent, or its faces are too small.")
+    cover = min((view["rgba"][..., 3] > 0).mean() for view in views["targets"])
+    if cover < min_cover:
+        raise ValueError(f"The object covers {cover:.3f} of a target view, less than {min_cover}.")
     record = {
         "object": item["id"],
-        "source": item["source"],
-        "licence": item["licence"],
+        **{name: item[name] for name in ("source", *catalogue.FIELDS, "of") if name in item},
+        **({"stretch": stretch} if "of" in item else {}),
         "cameras": {"preset": preset, "inputs": inputs, "targets": targets},
         "light": {"hdri": hdri.name, "rotation": rotation, "strength": strength},
         "blender": bpy.app.version_string,

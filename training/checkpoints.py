@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import math
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,9 +18,21 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from pipeline import Zero123PlusPipeline
-from zero123plus.loading import RUN_FILE, add_lora, checkpoints, find, load_components, run_record, set_cameras
+from zero123plus.files import put_folder, write_file
+from zero123plus.loading import (
+    LORA_FILE,
+    RUN_FILE,
+    add_lora,
+    checkpoints,
+    find,
+    load_components,
+    run_record,
+    set_cameras,
+)
 
-from .mini import SCHEDULE
+from .mini import SCHEDULE, reference_processor
+
+MAX_OVERFLOWS = 20  # steps in a row that a scaler of float16's gradients may leave out before the run ends
 
 
 def assemble(checkpoint: str | Path, vision_encoder: str) -> Zero123PlusPipeline:
@@ -42,7 +57,7 @@ def assemble(checkpoint: str | Path, vision_encoder: str) -> Zero123PlusPipeline
     width = parts.unet.config.cross_attention_dim
     if tower.config.projection_dim != width:
         raise ValueError(
-            f"`--vision_encoder` {vision_encoder} projects to {tower.config.projection_dim} channels, but the prompt's"
+            f"`--vision-encoder` {vision_encoder} projects to {tower.config.projection_dim} channels, but the prompt's"
             f" states have {width}: give the tower that matches, for Stable Diffusion 2 CLIP ViT-H/14."
         )
     return Zero123PlusPipeline(
@@ -53,13 +68,7 @@ def assemble(checkpoint: str | Path, vision_encoder: str) -> Zero123PlusPipeline
         scheduler=EulerAncestralDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing"),
         vision_encoder=tower,
         feature_extractor_clip=CLIPImageProcessor.from_pretrained(vision_encoder),
-        feature_extractor_vae=CLIPImageProcessor(
-            size={"shortest_edge": 512},
-            crop_size={"height": 512, "width": 512},
-            resample=2,
-            image_mean=[0.5] * 3,
-            image_std=[0.8] * 3,
-        ),
+        feature_extractor_vae=reference_processor(512),
     )
 
 
@@ -71,20 +80,20 @@ def load_start(
     [`loading.load_components`].
     """
     folder = find(checkpoint, pickle)
-    base = run_record(folder).get("checkpoint") if not (folder / "model_index.json").is_file() else None
+    if (folder / "model_index.json").is_file():
+        if DiffusionPipeline.load_config(folder)["_class_name"] != "StableDiffusionPipeline":
+            return load_components(folder, torch.float32, pickle, cameras)
+        pipe = assemble(folder, vision_encoder)
+        if cameras is not None:
+            set_cameras(pipe, cameras, "`--cameras`")
+        return pipe
+    base = run_record(folder).get("checkpoint") if (folder / LORA_FILE).is_file() else None
+    pipe = load_components(find(base, pickle) if base else folder, torch.float32, pickle, cameras)
     if base:
-        pipe = load_components(base, torch.float32, pickle, cameras)
         add_lora(pipe, folder)
         pipe.fuse_lora()
         pipe.unload_lora_weights()
-        return pipe
-    if (folder / "model_index.json").is_file():
-        if DiffusionPipeline.load_config(folder)["_class_name"] == "StableDiffusionPipeline":
-            pipe = assemble(folder, vision_encoder)
-            if cameras is not None:
-                set_cameras(pipe, cameras, "`--cameras`")
-            return pipe
-    return load_components(checkpoint, torch.float32, pickle, cameras)
+    return pipe
 
 
 def with_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor], name: str) -> torch.nn.Module:
@@ -99,13 +108,13 @@ def with_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor], name
     return fresh
 
 
-def write_weights(pipe: Zero123PlusPipeline, weights: dict[str, torch.Tensor], folder: Path):
+def write_weights(weights: dict[str, torch.Tensor], folder: Path, pipe: Zero123PlusPipeline):
     """Writes what was trained: a ControlNet, LoRA layers, or the whole pipeline.
 
     Args:
-        pipe: that the training began with.
         weights: of a [`loss.Denoiser`].
         folder: to write into.
+        pipe: that the training began with.
     """
     if pipe.controlnet is not None:
         with_weights(pipe.controlnet, weights, "controlnet").save_pretrained(folder)
@@ -140,6 +149,55 @@ def gathered(model: torch.nn.Module):
         model.reshard()
 
 
+def decide(accelerator: Accelerator, *values: float) -> list[float]:
+    """The main process's values, in all processes: these must not each look at a clock of their own."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    decision = torch.tensor(values, device=accelerator.device)
+    torch.distributed.broadcast(decision, 0)
+    return decision.tolist()
+
+
+class StepLog:
+    """The log of a run. A line is written when the next one comes, because its loss may still be computed on the GPU,
+    and to wait for it would leave the GPU idle.
+
+    Args:
+        file: to write to; None in all processes but the first.
+        accelerator: whose trackers get the lines too.
+    """
+
+    def __init__(self, file, accelerator: Accelerator):
+        self.file, self.accelerator, self.line = file, accelerator, None
+        self.overflows = 0  # steps in a row whose loss was not finite
+        self.max_overflows = MAX_OVERFLOWS if accelerator.scaler else 0
+
+    def write(self, line: dict):
+        """Takes a step's line, with the `loss` as a tensor."""
+        self.flush()
+        self.line = line
+
+    def flush(self):
+        """Writes the line that was taken last.
+
+        Raises:
+            ValueError: if its loss is not finite, so that the weights are lost and must not be saved.
+        """
+        if self.line:
+            line = {**self.line, "loss": self.line["loss"].item()}
+            self.overflows = 0 if math.isfinite(line["loss"]) else self.overflows + 1
+            if self.overflows > self.max_overflows:
+                raise ValueError(
+                    f"The loss of step {line['step']} is {line['loss']}: the training diverged. Go on from its newest"
+                    " checkpoint, or if that diverges too from an earlier one, with a lower `--learning-rate`, more"
+                    " `--warmup-steps` or `--mixed-precision bf16`."
+                )
+            if self.file:
+                self.file.write(json.dumps(line) + "\n")
+            self.accelerator.log(line, line["step"])
+        self.line = None
+
+
 class Run:
     """The folder of a run: its checkpoints, its log, and what it is a run of.
 
@@ -155,6 +213,7 @@ class Run:
 
     def __init__(self, output: Path, accelerator: Accelerator, record: dict, keep: int):
         self.output, self.accelerator, self.record, self.keep = output, accelerator, record, keep
+        self.start, self.saved = time.time(), time.time()
         done = checkpoints(output)
         self.newest = done[-1] if done else None
         for name, value in run_record(self.newest).items() if done else ():
@@ -164,6 +223,14 @@ class Run:
                     " the same, or choose another --output."
                 )
 
+    def time_left(self, minutes: float) -> float:
+        """The share of `minutes` that is left of this run by the first process's clock, 1 where there is no limit."""
+        return decide(self.accelerator, 1 - (time.time() - self.start) / max(60 * minutes, 1e-9))[0]
+
+    def is_due(self, minutes: float) -> bool:
+        """Whether the last checkpoint is older than that, by the first process's clock."""
+        return bool(decide(self.accelerator, time.time() - self.saved > 60 * minutes)[0])
+
     @property
     def rank(self) -> int:
         """The process whose EMA this one has: its own with FSDP, where each has a share of the parameters, else the
@@ -172,10 +239,10 @@ class Run:
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
         return self.accelerator.process_index if sharded else 0
 
-    def restore(self, ema: EMAModel, optimizer) -> int:
-        """Loads the newest checkpoint and returns its step; 0 without any."""
+    def restore(self, ema: EMAModel, optimizer) -> tuple[int, int]:
+        """Loads the newest checkpoint and returns its step and the samples that it has seen; 0 without any."""
         if self.newest is None:
-            return 0
+            return 0, 0
         state = self.newest / "state"
         self.accelerator.load_state(state)
         # To the CPU first, because torch.load does not know the device "cpu:1" of a second process
@@ -184,24 +251,43 @@ class Run:
         own = state / f"optimizer-{self.accelerator.process_index}.pt"
         if own.is_file():
             optimizer.load_state_dict(torch.load(own, map_location="cpu", weights_only=True))
-        return int(self.newest.name[11:])
+        return int(self.newest.name[11:]), run_record(self.newest)["samples"]
 
-    def save(self, pipe: Zero123PlusPipeline, model, ema: EMAModel, optimizer, step: int, forever: bool = False):
+    def save(
+        self, write: Callable[[dict, Path], None], model, ema: EMAModel, optimizer, step: int, samples: int, kept=False
+    ):
         """Writes `checkpoint-STEP`, which appears whole or not at all, and removes all but the newest.
 
         Args:
-            pipe: that the training began with.
+            write: writes weights of the model, by name, into a folder.
             model: in training.
             ema: the averages of its parameters, which are what the checkpoint holds.
             optimizer: whose state is each process's own where it is shared out.
             step: of the run.
-            forever: whether later checkpoints leave this one alone.
+            samples: that it has seen.
+            kept: whether later checkpoints leave this one alone.
+
+        Raises:
+            ValueError: if it cannot be written, as on a full disk. Nothing of it is left then.
         """
-        accelerator, output = self.accelerator, self.output
-        partial, target = output / "checkpoint.partial", output / f"checkpoint-{step}"
-        if accelerator.is_main_process:
+        partial = self.output / "checkpoint.partial"
+        if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
-        accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
+        try:
+            self._save(partial, write, model, ema, optimizer, step, samples, kept)
+        except (OSError, RuntimeError) as error:  # torch's own, where the disk is full
+            shutil.rmtree(partial, ignore_errors=True)
+            free = shutil.disk_usage(self.output).free
+            raise ValueError(
+                f"{self.output}/checkpoint-{step} cannot be written ({' '.join(str(error).split())[:200]}):"
+                f" {free / 2**20:,.0f} MiB are free there. Make room; the same command goes on from the newest"
+                " checkpoint."
+            ) from error
+        self.saved = time.time()
+
+    def _save(self, partial: Path, write, model, ema: EMAModel, optimizer, step: int, samples: int, kept: bool):
+        accelerator, output = self.accelerator, self.output
         accelerator.save_state(partial / "state")
         if accelerator.process_index == self.rank:
             torch.save(ema.state_dict(), partial / "state" / f"ema-{self.rank}.pt")
@@ -213,24 +299,24 @@ class Run:
         weights = accelerator.get_state_dict(model)
         accelerator.wait_for_everyone()  # all have written their state
         if accelerator.is_main_process:
-            write_weights(pipe, weights, partial)
-            record = {**self.record, "step": step, "kept": forever, "processes": accelerator.num_processes}
+            write(weights, partial)
+            record = {**self.record, "step": step, "samples": samples, "kept": kept}
             (partial / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
-            if target.exists():
-                shutil.rmtree(target)
-            partial.rename(target)
+            put_folder(partial, output / f"checkpoint-{step}", owned=lambda name: True)
             for old in checkpoints(output)[: -self.keep]:
                 if not run_record(old).get("kept"):
                     shutil.rmtree(old)
         ema.restore(parameters)
         accelerator.wait_for_everyone()
 
-    def open_log(self, step: int):
+    def open_log(self, step: int) -> StepLog:
         """Opens the log of a run that continues after `step`, without the lines that were written beyond it.
 
         Raises:
             ValueError: if the file is something else.
         """
+        if not self.accelerator.is_main_process:
+            return StepLog(None, self.accelerator)
         path, start = self.output / "log.jsonl", '{"step": '
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = []
@@ -241,7 +327,5 @@ class Run:
                 lines += [line] if json.loads(line)["step"] <= step else []
             except json.JSONDecodeError:  # killed while writing
                 pass
-        fresh = path.with_suffix(".new")
-        fresh.write_text("".join(f"{line}\n" for line in lines))
-        fresh.rename(path)
-        return open(path, "a", buffering=1)
+        write_file(path, "".join(f"{line}\n" for line in lines).encode())
+        return StepLog(open(path, "a", buffering=1), self.accelerator)

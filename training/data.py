@@ -1,10 +1,7 @@
-"""Reads the shards of `training.render` and makes training samples of them."""
+"""Makes training samples of rendered objects (`training.shards`)."""
 
-import io
 import itertools
-import json
 import logging
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,138 +13,15 @@ from PIL import Image
 from pipeline import COLUMNS, GREY, ROWS
 from zero123plus.pictures import depth_picture, to_tile
 
+from .shards import check_shards, index_shards, load_objects, read_object
+
 logger = logging.getLogger(__name__)
 
-AZIMUTHS = 6
-MEMBERS = ("inputs.webp", "targets.webp", "json")
+INPUTS = ROWS * COLUMNS  # views of an object that are its inputs; as many targets stand around each
+VARIANTS = 2 * INPUTS  # samples of an object: each input, plain and mirrored
+UNSEEN_KINDS = ("teapot", "windmill", "bed")  # of toys, which are never trained
 MAX_CORRUPT = 100  # samples in a row
 PERMUTATIONS = list(itertools.permutations(range(3)))  # of colour channels; the first leaves them where they are
-
-
-def write_whole(path: Path, data: bytes):
-    """Writes a file that appears whole or not at all."""
-    fresh = path.with_name(path.name + ".partial")
-    fresh.write_bytes(data)
-    fresh.rename(path)
-
-
-def index_shards(folder: Path, passes: tuple[str, ...] = (), needed: bool = True) -> list[dict]:
-    """Where each object of a folder of shards lies, in order; reads the shards' headers only.
-
-    Args:
-        folder: with `shard-*.tar`; unfinished shards are left out.
-        passes: members that are needed beside `MEMBERS`.
-        needed: whether there must be objects.
-
-    Returns:
-        For each object `shard` (its path), `key`, and `members`: offset and size in bytes of each.
-
-    Raises:
-        ValueError: if the folder has no shards but `needed`, or they lack the members.
-    """
-    shards = sorted(Path(folder).glob("shard-*.tar"))
-    if needed and not shards:
-        raise ValueError(
-            f"{folder} has no shards (shard-*.tar): render them with `python -m training.render --output {folder}`."
-        )
-    entries = {}
-    for shard in shards:
-        try:
-            with tarfile.open(shard) as archive:
-                for member in archive:
-                    key, _, kind = member.name.partition(".")
-                    entry = entries.setdefault((shard, key), {"shard": shard, "key": key, "members": {}})
-                    if kind in (*MEMBERS, *passes):
-                        entry["members"][kind] = member.offset_data, member.size
-        except (tarfile.TarError, OSError) as error:
-            # What stands in front of the damage can be read, but for the sample that it cuts through
-            damaged = [key for key in entries if key[0] == shard][-1:]
-            for key in damaged:
-                del entries[key]
-            logger.warning("%s is damaged (%s): what follows the damage is left out.", shard, error)
-    for (shard, key), entry in entries.items():
-        missing = [kind for kind in (*MEMBERS, *passes) if kind not in entry["members"]]
-        if missing:
-            raise ValueError(
-                f"Sample {key} of {shard} has no {', '.join(missing)}: it is no shard of training.render."
-            )
-    if needed and not entries:
-        raise ValueError(f"{folder} has no sample that can be read: render again.")
-    return list(entries.values())
-
-
-def read_member(entry: dict, kind: str) -> bytes:
-    """Reads one member of an entry of [`index_shards`]."""
-    offset, size = entry["members"][kind]
-    with open(entry["shard"], "rb") as file:
-        file.seek(offset)
-        return file.read(size)
-
-
-def check_shards(entries: list[dict]) -> str | None:
-    """Checks that all shards have views of one size and of one camera preset, by the first sample of each.
-
-    Args:
-        entries: of [`index_shards`].
-
-    Returns:
-        The key in `pipeline.CAMERAS` of their targets; None where they do not say it.
-
-    Raises:
-        ValueError: naming two shards that differ.
-    """
-    first = {}
-    for entry in entries:
-        if entry["shard"] in first:
-            continue
-        record = json.loads(read_member(entry, "json"))
-        sizes = [Image.open(io.BytesIO(read_member(entry, kind))).size for kind in MEMBERS[:2]]
-        first[entry["shard"]] = (*sizes, record.get("cameras", {}).get("preset"))
-    (shard, expected), *others = first.items()
-    for other, found in others:
-        if found != expected:
-            raise ValueError(
-                f"{shard} has views and cameras of {expected}, but {other} of {found} (pixels of the inputs' and"
-                " targets' sheets, camera preset): keep them in different folders."
-            )
-    return expected[2]
-
-
-def split_sheet(sheet: np.ndarray) -> np.ndarray:
-    """A contact sheet of shape (R S, 6 S, C) to views of shape (R, 6, S, S, C)."""
-    size = sheet.shape[1] // AZIMUTHS
-    return sheet.reshape(-1, size, AZIMUTHS, size, sheet.shape[2]).swapaxes(1, 2)
-
-
-def read_object(entry: dict) -> dict:
-    """Reads one object.
-
-    Args:
-        entry: of [`index_shards`].
-
-    Returns:
-        `name`, `inputs` of shape (6, I, I, 4) and `targets` of shape (2, 6, S, S, 4): elevations by azimuths; both
-        uint8 RGBA with straight alpha. Where they are indexed also `targets.depth.png`, uint16 of shape
-        (2, 6, S, S, 1), and `targets.normal.png`, uint8 of shape (2, 6, S, S, 3).
-
-    Raises:
-        ValueError: if it cannot be read.
-    """
-    try:
-        data = {kind: read_member(entry, kind) for kind in entry["members"]}
-        sheets = {}
-        for kind in set(data) - {"json"}:
-            picture = Image.open(io.BytesIO(data[kind]))
-            pixels = np.asarray(picture.convert("RGBA") if kind.endswith(".webp") else picture)
-            sheets[kind.removesuffix(".webp")] = split_sheet(pixels.reshape(*pixels.shape[:2], -1))
-        return {**sheets, "name": json.loads(data["json"])["object"], "inputs": sheets["inputs"][0]}
-    except (OSError, SyntaxError, ValueError, KeyError) as error:
-        raise ValueError(f"A sample of {entry['shard']} cannot be read: {error}") from error
-
-
-def load_objects(folder: Path, passes: tuple[str, ...] = ()) -> list[dict]:
-    """All objects of a folder of shards, as [`read_object`] gives them; for `passes` see [`index_shards`]."""
-    return [read_object(entry) for entry in index_shards(folder, passes)]
 
 
 def on_grey(rgba: np.ndarray) -> np.ndarray:
@@ -156,21 +30,38 @@ def on_grey(rgba: np.ndarray) -> np.ndarray:
     return np.round(rgba[..., :3] * alpha + GREY * (1 - alpha)).astype(np.uint8)
 
 
-def select_targets(targets: np.ndarray, k: int, mirror: bool) -> np.ndarray:
-    """The six of an object's targets, shape (2, 6, S, S, C), that Zero123++ has for input view k: (6, S, S, C).
+def target_columns(k: torch.Tensor, mirror: torch.Tensor) -> torch.Tensor:
+    """The columns of the six targets that Zero123++ has for input views, of which target j has elevation j mod 2.
 
-    Target j stands at azimuth 30 + 60 j from the input, so in column (k + j) mod 6; the elevations alternate. A
-    mirrored object is another object: every picture is flipped, and azimuths count the other way round.
+    Target j stands at azimuth 30 + 60 j from input k, so in column (k + j) mod 6. A mirrored object is another object:
+    every picture is flipped, and azimuths count the other way round.
+
+    Args:
+        k: input views, shape (B,).
+        mirror: booleans of shape (B,).
+
+    Returns:
+        Shape (B, 6).
     """
-    columns = [(k - j - 1 if mirror else k + j) % AZIMUTHS for j in range(AZIMUTHS)]
-    views = np.stack([targets[j % 2, column] for j, column in enumerate(columns)])
-    return views[:, :, ::-1] if mirror else views
+    j = torch.arange(INPUTS, device=k.device)
+    return torch.where(mirror[:, None], k[:, None] - j - 1, k[:, None] + j) % INPUTS
 
 
-def select_views(item: dict, k: int, mirror: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Input view k of an object, shape (I, I, 4), and its six targets, shape (6, S, S, 4); both uint8 RGBA."""
-    image = item["inputs"][k]
-    return image[:, ::-1] if mirror else image, select_targets(item["targets"], k, mirror)
+def flip(views: torch.Tensor, mirror: torch.Tensor, is_colour: bool) -> torch.Tensor:
+    """Flips the views of mirrored samples.
+
+    Args:
+        views: uint8 of shape (B, N, S, S, C).
+        mirror: booleans of shape (B,).
+        is_colour: whether the channels are colours; else they are a direction, whose x changes its sign where the
+            object is seen.
+    """
+    mirror = mirror[:, None, None, None]
+    views = torch.where(mirror[..., None], views.flip(-2), views)
+    if is_colour:
+        return views
+    x = torch.where(mirror & (views != GREY).any(-1), 255 - views[..., 0], views[..., 0])
+    return torch.cat([x[..., None], views[..., 1:]], dim=-1)
 
 
 def depth_pictures(depth: np.ndarray) -> np.ndarray:
@@ -199,6 +90,7 @@ class Pass:
 
 RGB = Pass("targets", on_grey)
 DEPTH = Pass("targets.depth.png", depth_pictures)
+RGBA = Pass("targets", np.copy)
 NORMALS = Pass("targets.normal.png", np.copy, is_colour=False)
 
 
@@ -224,12 +116,16 @@ CONDITIONS = {"depth": Condition(DEPTH, RGB), "normals": Condition(NORMALS, RGB)
 
 
 def show_targets(item: dict, part: Pass, k: int, mirror: bool) -> np.ndarray:
-    """The pictures of the six targets of input view k, uint8 RGB of shape (6, S, S, 3)."""
-    views = part.show(select_targets(item[part.name], k, mirror))
-    if part.is_colour or not mirror:
-        return views
-    seen = (views != GREY).any(-1)  # left is right
-    return np.concatenate([np.where(seen, 255 - views[..., 0], GREY)[..., None], views[..., 1:]], axis=-1)
+    """The pictures of the six targets of input view k, uint8 of shape (6, S, S, C)."""
+    column = target_columns(torch.tensor([k]), torch.tensor([mirror]))[0]
+    views = part.show(item[part.name][np.arange(INPUTS) % 2, column])
+    return flip(torch.from_numpy(views)[None], torch.tensor([mirror]), part.is_colour)[0].numpy()
+
+
+def select_views(item: dict, k: int, mirror: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Input view k of an object, shape (I, I, 4), and its six targets, shape (6, S, S, 4); both uint8 RGBA."""
+    image = item["inputs"][k]
+    return image[:, ::-1] if mirror else image, show_targets(item, RGBA, k, mirror)
 
 
 def tile_of(views: np.ndarray) -> torch.Tensor:
@@ -258,11 +154,11 @@ class TileDataset(torch.utils.data.Dataset):
         self.preset = check_shards(self.entries)  # of the targets' cameras, a key of `pipeline.CAMERAS`
 
     def __len__(self):
-        return len(self.entries) * 2 * AZIMUTHS
+        return len(self.entries) * VARIANTS
 
     def __getitem__(self, index: int) -> dict:
         """Raises ValueError if the object cannot be read, or nothing is seen in the sample."""
-        place, variant = divmod(index, 2 * AZIMUTHS)
+        place, variant = divmod(index, VARIANTS)
         item = read_object(self.entries[place])
         k, mirror = variant // 2, bool(variant % 2)
         image, views = select_views(item, k, mirror)
@@ -335,7 +231,7 @@ class TilesInMemory(torch.utils.data.Dataset):
         self.parts = {name: part[:count] for name, part in self.parts.items()}
 
     def __len__(self):
-        return len(self.parts["tile"]) * 2 * AZIMUTHS
+        return len(self.parts["tile"]) * VARIANTS
 
     def __getitem__(self, index: int) -> dict:
         return {"index": index}
@@ -346,32 +242,19 @@ class TilesInMemory(torch.utils.data.Dataset):
         """
         seeds = [sample["seed"] for sample in samples]
         index = torch.tensor([sample["index"] for sample in samples], device=self.device)
-        place, k = index // (2 * AZIMUTHS), index // 2 % AZIMUTHS
-        mirror, steps = index % 2 == 1, torch.arange(AZIMUTHS, device=self.device)
-        # As in `select_targets`
-        column = torch.where(mirror[:, None], k[:, None] - steps - 1, k[:, None] + steps) % AZIMUTHS
+        place, k, mirror = index // VARIANTS, index % VARIANTS // 2, index % 2 == 1
+        row, column = torch.arange(INPUTS, device=self.device) % 2, target_columns(k, mirror)
         # Seeds count the samples of a run, whose order is random, so that each sample meets all six by and by
         orders = [PERMUTATIONS[seed % len(PERMUTATIONS) if self.permute_colours else 0] for seed in seeds]
-        channels = torch.tensor(orders, device=self.device)
+        channels = torch.tensor(orders, device=self.device)[:, None, None, None]
         batch = {"seed": seeds}
         for name, part in self.parts.items():
-            if name == "image":
-                views = part[place, k][:, None]
-            else:
-                views = part[place[:, None], steps % 2, column]
-            views = views.movedim(-1, 1)  # (B, 3, N, S, S)
-            views = torch.where(mirror[:, None, None, None, None], views.flip(-1), views)
+            views = part[place, k][:, None] if name == "image" else part[place[:, None], row, column]
+            views = flip(views, mirror, self.is_colour[name])  # (B, N, S, S, 3)
             if self.is_colour[name]:
-                views = views.gather(1, channels[:, :, None, None, None].expand_as(views))
-            else:
-                seen = (views != GREY).any(1)
-                x = torch.where(seen & mirror[:, None, None, None], 255 - views[:, 0], views[:, 0])
-                views = torch.cat([x[:, None], views[:, 1:]], dim=1)
-            if name == "image":
-                batch[name] = views[:, :, 0] / 127.5 - 1
-            else:
-                rows = views.unflatten(2, (ROWS, COLUMNS)).transpose(3, 4)  # (B, 3, rows, S, columns, S)
-                batch[name] = rows.flatten(4, 5).flatten(2, 3) / 127.5 - 1
+                views = views.gather(-1, channels.expand_as(views))
+            rows = views.unflatten(1, (1, 1) if name == "image" else (ROWS, COLUMNS)).transpose(2, 3)
+            batch[name] = rows.flatten(3, 4).flatten(1, 2).movedim(-1, 1) / 127.5 - 1  # (B, 3, 3 S, 2 S)
         return batch
 
 

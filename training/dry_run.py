@@ -1,6 +1,5 @@
 """What a training run would cost, counted without data."""
 
-import argparse
 import copy
 
 import torch
@@ -10,8 +9,17 @@ from .loss import Denoiser
 
 
 @torch.no_grad()
-def describe(pipe, model: Denoiser, parameters: list, o: argparse.Namespace, tile: torch.Size) -> str:
-    """Describes what a run would train: parameters, FLOPs a step and memory, counted on tensors without data."""
+def describe(pipe, model: Denoiser, parameters: list, o, precision: str, tile: torch.Size) -> str:
+    """Describes what a run would train: parameters, FLOPs a step and memory, counted on tensors without data.
+
+    Args:
+        pipe: the pipeline.
+        model: what computes.
+        parameters: what trains.
+        o: the run's [`train.Options`].
+        precision: of accelerate, such as "bf16".
+        tile: shape of a tile, (3, H, W).
+    """
     factor, channels = pipe.vae_scale_factor, pipe.unet.config.in_channels
     crop = pipe.feature_extractor_vae.crop_size
     clip = pipe.vision_encoder.config.image_size
@@ -42,7 +50,7 @@ def describe(pipe, model: Denoiser, parameters: list, o: argparse.Namespace, til
     weights = {parameter.untyped_storage()._cdata for parameter in twin.parameters()}
     activations = sum(t.numel() * t.element_size() for key, t in saved.items() if key not in weights)
     trained, total = sum(p.numel() for p in parameters), sum(p.numel() for p in model.parameters())
-    half = 1 if o.mixed_precision in (None, "no") else 0.5
+    half = 1 if precision == "no" else 0.5
     fixed = 4 * total + (4 + 4 + (2 if o.optimizer == "adamw-8bit" else 4 if o.optimizer == "muon" else 8)) * trained
     return "\n".join(
         (

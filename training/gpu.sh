@@ -22,25 +22,25 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-out/gpu} vae=${VAE:-vae} control=${CONTROL:-$DATA}
 minutes=${MINUTES:-6} vae_minutes=${VAE_MINUTES:-4} control_minutes=${CONTROL_MINUTES:-2.5}
-mkdir -p "$out/result"
+mkdir -p "$out/result" "$out/decoder"
 # On 16 cores five processes of all threads each read 12 objects a second, beside a compilation; of two threads each, 240
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 
-train=(python -m training.train --phase scratch --in_memory --permute_colours --report_to none --save_minutes 1000 --keep 1)
+train=(python -m training.train --phase scratch --in-memory --permute-colours --report-to none --save-minutes 1000 --keep 1)
 if [ "${1:-}" = "--smoke" ]; then
     shift
-    train+=(--batch_size 2 --micro_batch_size 2)
-    unet=(--steps 4 --decay_steps 2 --validation_steps 2) controlnet=(--steps 2) ablation=(--steps 2)
-    decoder=(--minutes 0.1 --batch_size 8 --gate 0) score=(--steps 2 --limit 1)
+    train+=(--batch-size 2 --micro-batch-size 2)
+    unet=(--steps 4 --decay-steps 2 --validation-steps 2) controlnet=(--steps 2) ablation=(--steps 2)
+    decoder=(--minutes 0.1 --batch-size 8 --gate 0) score=(--steps 2 --limit 1)
 else
-    train+=(--batch_size 256 --mixed_precision bf16 --workers 4)
-    timed=(--lr_scheduler timed --steps 1000000 --decay_steps 400000)
-    unet=("${timed[@]}" --minutes "$minutes" --batch_size 512 --micro_batch_size 512 --learning_rate 3e-3
-        --ema_decay 0.998 --validation_steps 500)
+    train+=(--batch-size 256 --mixed-precision bf16 --workers 4)
+    timed=(--lr-scheduler timed --steps 1000000 --decay-steps 400000)
+    unet=("${timed[@]}" --minutes "$minutes" --batch-size 512 --micro-batch-size 512 --learning-rate 3e-3
+        --ema-decay 0.998 --validation-steps 500)
     # Two ControlNets, and five ablations, share the GPU's memory
-    controlnet=("${timed[@]}" --minutes "$control_minutes" --micro_batch_size 128 --validation_steps 1000000)
-    ablation=(--steps 157 --decay_steps 63 --warmup_steps 10 --micro_batch_size 64 --validation_steps 1000000)  # 40,000 tiles
-    decoder=(--minutes "$vae_minutes" --batch_size 64 --mixed_precision bf16) score=()
+    controlnet=("${timed[@]}" --minutes "$control_minutes" --micro-batch-size 128 --validation-steps 1000000)
+    ablation=(--steps 157 --decay-steps 63 --warmup-steps 10 --micro-batch-size 64 --validation-steps 1000000)  # 40,000 tiles
+    decoder=(--minutes "$vae_minutes" --batch-size 64 --mixed-precision bf16) score=()
 fi
 
 # The newest checkpoint of a run
@@ -75,17 +75,17 @@ train_unet() {
 }
 
 train_decoder() {
-    mkdir -p "$out/vae" && cp -rT "$vae" "$out/vae/vae"
-    python -m training.train_vae --data "$control" --validation "$VALIDATION" --output "$out/vae" "${decoder[@]}" \
+    python -m training.train_vae --checkpoint "$vae" --data "$control" --validation "$VALIDATION" --output "$out/vae" "${decoder[@]}" \
         > "$out/result/vae.log" 2>&1
-    pack vae "$out/vae" vae
+    cp -rT "$(newest "$out/vae")" "$out/decoder/vae" && rm -r "$out/decoder/vae/state"
+    pack vae "$out/decoder" vae
 }
 
 # A condition, and the name of the component
 train_controlnet() {
     "${train[@]}" --phase controlnet --condition "$1" --checkpoint "$trained" --controlnet "$out/small" \
-        --data "$control" --output "$out/$2" --image_sizes 0 0 --snr_gamma 0 --optimizer muon --learning_rate 1e-3 \
-        --warmup_steps 50 --ema_decay 0.99 "${controlnet[@]}"
+        --data "$control" --output "$out/$2" --image-sizes 0 0 --snr-gamma 0 --optimizer muon --learning-rate 1e-3 \
+        --warmup-steps 50 --ema-decay 0.99 "${controlnet[@]}"
     python -m training.publish --controlnet "$(newest "$out/$2")" --name "$2" --output "$out/controlnets"
 }
 
@@ -93,8 +93,8 @@ train_controlnet() {
 ablate() {
     local folder=$out/ablations/$1
     python -m training.mini --checkpoint "$trained" --output "$folder/start" "${@:2}"
-    "${train[@]}" --checkpoint "$folder/start" --data "$DATA" --output "$folder/run" --ema_decay 0.98 "${ablation[@]}"
-    python -m evaluation.evaluate --checkpoint "$(newest "$folder/run")" --save_tiles "$folder/tiles" \
+    "${train[@]}" --checkpoint "$folder/start" --data "$DATA" --output "$folder/run" --ema-decay 0.98 "${ablation[@]}"
+    python -m evaluation.evaluate --checkpoint "$(newest "$folder/run")" --save-tiles "$folder/tiles" \
         ${score[@]+"${score[@]}"}
 }
 

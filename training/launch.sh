@@ -1,5 +1,5 @@
 # Sourced by the scripts that train: how `training.train` runs best on this machine. Sets `launch`, the command before
-# `-m training.train`; `processes`; and `precision`, of `--mixed_precision`.
+# `-m training.train`; `processes`; and `precision`, of `--mixed-precision`.
 #
 # On a CPU a process of one thread for each core is twice as fast as one process with all threads, bfloat16 pays only
 # where the processor has it, and tcmalloc, where it is installed, is faster than the usual allocator (docs/training.md).

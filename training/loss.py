@@ -3,27 +3,23 @@
 The trainer, its validation and the one-step measure of the evaluation all use [`Zero123PlusLoss`].
 """
 
-import copy
 from statistics import fmean
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
-from transformers import CLIPImageProcessor
 
 from pipeline import (
     ReferenceCache,
     Zero123PlusPipeline,
     mix_image_embeds,
-    preprocess,
-    scale_image,
     scale_latents,
     unscale_image,
     unscale_latents,
 )
+
+from .encode import Encoder, sample_moments
 
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 850, 999)
 
@@ -68,121 +64,6 @@ class Denoiser(torch.nn.Module):
         return self.unet(noisy_tile, timesteps, prompt_embeds, cross_attention_kwargs=read, **residuals).sample
 
 
-@torch.no_grad()
-def encoder_matrix(vae: AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The VAE's encoder where it is a matrix applied to separate blocks of pixels, as the mini's is
-    (`train_vae.initialise_encoder`): the matrix, shape (2 C, 3 f f), and its offset, shape (2 C). It is about 50 times
-    as fast, and differs by less than a tenth of the posterior's deviation. None for any other VAE.
-
-    It is found on the CPU, because the closed-form encoder's last norm passes the signal beside constants 20 times as
-    large, for which a GPU's convolutions in TF32 are too coarse.
-    """
-    vae, factor = copy.deepcopy(vae).to("cpu", torch.float32), 2 ** (len(vae.config.block_out_channels) - 1)
-
-    def encode(pixels):
-        return vae.encode(pixels).latent_dist.parameters
-
-    generator = torch.Generator().manual_seed(0)
-    pixels = scale_image(torch.rand(2, 3, 2 * factor, 3 * factor, generator=generator) * 2 - 1)
-    expected, offset = encode(pixels), encode(torch.zeros(1, 3, factor, factor)).flatten()
-    tolerance = 5e-3 * expected.std()
-    # The middle of two pictures has the middle of their latents: this tells most VAEs apart before the long way
-    if (encode(pixels.mean(0, keepdim=True)) - expected.mean(0)).abs().max() > tolerance:
-        return None
-    columns = encode(torch.eye(3 * factor**2).unflatten(1, (3, factor, factor))).flatten(1) - offset
-    matrix = columns.T.contiguous()
-    return (matrix, offset) if (encode_blocks(pixels, matrix, offset) - expected).abs().max() < tolerance else None
-
-
-def encode_blocks(pixels: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """Applies what [`encoder_matrix`] found to pixels of shape (B, 3, H, W): shape (B, 2 C, H / f, W / f)."""
-    factor = round((matrix.shape[1] / 3) ** 0.5)
-    blocks = torch.nn.functional.pixel_unshuffle(pixels, factor)
-    return torch.einsum("cd,bdhw->bchw", matrix, blocks) + offset[:, None, None]
-
-
-# How torch resizes as Pillow does with each `resample` of an image processor that this project's checkpoints use
-RESIZING = {
-    Image.Resampling.BILINEAR: {"mode": "bilinear", "antialias": True},
-    Image.Resampling.BICUBIC: {"mode": "bicubic", "antialias": True},
-    Image.Resampling.BOX: {"mode": "area"},
-}
-
-
-def preprocess_batch(extractor: CLIPImageProcessor, images: torch.Tensor) -> torch.Tensor:
-    """[`pipeline.preprocess`] of square pictures of shape (B, 3, I, I) in [-1, 1], where they are: (B, 3, H, W). It
-    differs from Pillow by its rounding to whole levels.
-    """
-    size, edge = extractor.crop_size["height"], images.shape[-1]
-    if extractor.crop_size["width"] != size or extractor.size.get("shortest_edge") != size:
-        raise ValueError(f"The image processor does not make a square of a square: {extractor.to_json_string()}")
-    if extractor.resample == Image.Resampling.BOX and edge % size and size % edge:
-        raise ValueError(f"Pictures of {edge} pixels are not filtered by boxes to {size}, which is no whole factor.")
-    resized = torch.nn.functional.interpolate(images / 2 + 0.5, size=(size, size), **RESIZING[extractor.resample])
-    mean, std = (
-        torch.tensor(values, device=images.device)[:, None, None]
-        for values in (extractor.image_mean, extractor.image_std)
-    )
-    return (resized.clamp(0, 1) - mean) / std
-
-
-def collate(samples: list[dict]) -> dict:
-    """Samples of a [`data.TileDataset`] as a batch: `image`, a list of pictures, `tile`, and `control` where there is
-    one.
-    """
-    batch = {"image": [sample["image"] for sample in samples]}
-    return batch | {
-        name: torch.stack([sample[name] for sample in samples]) for name in ("tile", "control") if name in samples[0]
-    }
-
-
-class Encoder:
-    """Encodes samples with the frozen parts of a pipeline.
-
-    Args:
-        pipe: the pipeline.
-        device: to encode on.
-    """
-
-    def __init__(self, pipe: Zero123PlusPipeline, device: torch.device):
-        self.pipe, self.device = pipe, device
-        matrix = encoder_matrix(pipe.vae)
-        self.matrix = matrix and tuple(part.to(device) for part in matrix)
-        with torch.no_grad():
-            self.prompt_embeds, _ = pipe.encode_prompt("", device)
-            size = pipe.feature_extractor_vae.crop_size
-            self.negative = self.moments(torch.zeros(1, 3, size["height"], size["width"])).chunk(2, dim=1)[0]
-
-    @torch.no_grad()
-    def __call__(self, samples: list[dict] | dict) -> dict:
-        """Returns `tile` and `reference`, moments (mean and deviation) of shape (B, 2 C, ...), `clip_pixels`, and
-        `control`, shape (B, 3, H, W) in [-1, 1], where there is one.
-
-        Args:
-            samples: of a [`data.TileDataset`], or a batch of [`data.TilesInMemory`].
-        """
-        batch = samples if isinstance(samples, dict) else collate(samples)
-        extractors = {"reference": self.pipe.feature_extractor_vae, "clip_pixels": self.pipe.feature_extractor_clip}
-        resize = preprocess if isinstance(batch["image"], list) else preprocess_batch
-        pixels = {name: resize(extractor, batch["image"]) for name, extractor in extractors.items()}
-        encoded = {
-            "tile": self.moments(scale_image(batch["tile"])),
-            "reference": self.moments(pixels["reference"]),
-            "clip_pixels": pixels["clip_pixels"],
-        }
-        if "control" in batch:
-            encoded["control"] = batch["control"]
-        return {name: value.to(self.device, torch.float32) for name, value in encoded.items()}
-
-    def moments(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Mean and deviation of the latents of pixels of shape (B, 3, H, W): shape (B, 2 C, H / f, W / f)."""
-        if self.matrix:
-            posterior = DiagonalGaussianDistribution(encode_blocks(pixels.to(self.device), *self.matrix))
-        else:
-            posterior = self.pipe.vae.encode(pixels.to(self.device, self.pipe.vae.dtype)).latent_dist
-        return torch.cat([posterior.mean, posterior.std], dim=1).float()
-
-
 def draw(generators: torch.Generator | list[torch.Generator], count: int, num_timesteps: int, dropout: float):
     """Draws each sample's time step, and 1 or 0, with or without the condition; both of shape (count,).
 
@@ -196,12 +77,6 @@ def draw(generators: torch.Generator | list[torch.Generator], count: int, num_ti
     timesteps = [torch.randint(0, num_timesteps, shape, generator=one, device=one.device) for one in each]
     keep = [torch.rand(shape, generator=one, device=one.device) >= dropout for one in each]
     return torch.cat(timesteps), torch.cat(keep).float()
-
-
-def sample_moments(moments: torch.Tensor, generators: torch.Generator | list[torch.Generator]) -> torch.Tensor:
-    """Draws latents from moments of shape (B, 2 C, h, w), with one generator for all or each with its own."""
-    mean, std = moments.chunk(2, dim=1)
-    return mean + std * randn_tensor(mean.shape, generator=generators, device=mean.device)
 
 
 def min_snr_weight(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -274,8 +149,9 @@ class Zero123PlusLoss:
             Predicted v, true v and the noisy tile, all float32 of shape (B, C, 3 h, 2 w).
         """
         tile = scale_latents(sample_moments(encoded["tile"], generators) * self.vae.config.scaling_factor)
-        reference = sample_moments(encoded["reference"], generators)  # stays raw, which is its factor of about 5
-        reference = torch.where(keep[:, None, None, None] > 0, reference, self.encoder.negative)
+        # Without the condition the reference is an empty picture, sampled like any other, as in the pipeline
+        moments = torch.where(keep[:, None, None, None] > 0, encoded["reference"], self.encoder.negative)
+        reference = sample_moments(moments, generators)  # stays raw, which is its factor of about 5
         noise, reference_noise = (
             randn_tensor(x.shape, generator=generators, device=x.device) for x in (tile, reference)
         )

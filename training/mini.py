@@ -10,7 +10,6 @@ that is trained and sampled from it. With `--checkpoint` in place of `--vae` the
 makes a small ControlNet for that checkpoint instead, for `training.train_controlnet --controlnet`.
 """
 
-import argparse
 import json
 import math
 import tempfile
@@ -27,9 +26,9 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from pipeline import CAMERAS, COLUMNS, ROWS, Zero123PlusPipeline
-from zero123plus.loading import load_components
-from zero123plus.options import add_cameras_option, command, number
+from pipeline import CAMERAS, COLUMNS, IMAGE_MEAN, IMAGE_STD, ROWS, Zero123PlusPipeline
+from zero123plus.loading import find, load_components
+from zero123plus.options import Parser, add_cameras_option, command, number
 
 VIEW_SIZE = 128
 REFERENCE_SIZE = 192  # the picture is seen finer than the views are made
@@ -85,6 +84,16 @@ def build_unet(vae: AutoencoderKL, channels, attention, width: int, view_size: i
     return unet
 
 
+def reference_processor(edge: int) -> CLIPImageProcessor:
+    """The preprocessing of reference pictures: squares of `edge` pixels, scaled as the tile is."""
+    return CLIPImageProcessor(**edges(edge), resample=2, image_mean=[IMAGE_MEAN] * 3, image_std=[IMAGE_STD] * 3)
+
+
+def edges(size: int) -> dict:
+    """What makes an image processor give squares of `size` pixels."""
+    return {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}, "do_convert_rgb": True}
+
+
 def build_pipeline(
     vae: AutoencoderKL,
     channels: tuple[int, ...] = (128, 160, 160),
@@ -128,9 +137,6 @@ def build_pipeline(
         projection_dim=width,
     )
 
-    def edges(size: int) -> dict:
-        return {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}, "do_convert_rgb": True}
-
     return Zero123PlusPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(text).eval(),
@@ -140,9 +146,7 @@ def build_pipeline(
         vision_encoder=CLIPVisionModelWithProjection(vision).eval(),
         # Box filtering (resample 4): a large picture keeps its colours at this size
         feature_extractor_clip=CLIPImageProcessor(**edges(clip_size), resample=4),
-        feature_extractor_vae=CLIPImageProcessor(
-            **edges(reference_size), resample=2, image_mean=[0.5] * 3, image_std=[0.8] * 3
-        ),
+        feature_extractor_vae=reference_processor(reference_size),
         view_azimuths=CAMERAS["v1.2"].azimuths,
         view_elevations=CAMERAS["v1.2"].elevations,
         view_fov=CAMERAS["v1.2"].fov,
@@ -205,14 +209,14 @@ def scale_reference(vae: AutoencoderKL, factor: float):
 @command
 def main(argv: list[str] | None = None):
     """The command line."""
-    parser = argparse.ArgumentParser(description="Assemble the untrained mini pipeline.")
+    parser = Parser("Assemble the untrained mini pipeline.")
     start = parser.add_mutually_exclusive_group(required=True)
-    start.add_argument("--vae", type=Path, help="folder of the VAE from training.train_vae; the rest is random")
+    start.add_argument("--vae", type=Path, help="folder or run of training.train_vae; the rest is random")
     start.add_argument("--checkpoint", help="folder of a mini pipeline to start from")
     add_cameras_option(parser.add_argument)
     parser.add_argument("--output", type=Path, required=True, help="new folder of the pipeline")
-    parser.add_argument("--beta_schedule", choices=("linear", "scaled_linear"), default="linear")
-    parser.add_argument("--reference_scale", type=number(float, 1e-3), default=5.0, help="of the reference's latents")
+    parser.add_argument("--beta-schedule", choices=("linear", "scaled_linear"), default="linear")
+    parser.add_argument("--reference-scale", type=number(float, 1e-3), default=5.0, help="of the reference's latents")
     parser.add_argument("--without", choices=("reference", "clip"), help="blank what reference attention or CLIP sees")
     parser.add_argument("--controlnet", action="store_true", help="make a ControlNet for the checkpoint instead")
     options = parser.parse_args(argv)
@@ -222,9 +226,9 @@ def main(argv: list[str] | None = None):
         raise ValueError(f"`--output` {options.output} exists: choose a new folder.")
     torch.manual_seed(0)
     if options.checkpoint:
-        pipe = load_components(options.checkpoint, torch.float32, cameras=options.cameras)
+        pipe = load_components(find(options.checkpoint), torch.float32, cameras=options.cameras)
     else:
-        pipe = build_pipeline(AutoencoderKL.from_pretrained(options.vae))
+        pipe = build_pipeline(AutoencoderKL.from_pretrained(find(options.vae)))
     if options.controlnet:
         build_controlnet(pipe).save_pretrained(options.output)
         return

@@ -4,9 +4,7 @@ python -m training.publish --checkpoint out/scratch
 python -m training.publish --controlnet out/depth
 """
 
-import argparse
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,8 +12,9 @@ import torch
 from diffusers import ControlNetModel
 
 from pipeline import Zero123PlusPipeline
+from zero123plus.files import put_folder, write_file
 from zero123plus.loading import ROOT, RUN_FILE, find, run_record
-from zero123plus.options import add_cameras_option, command
+from zero123plus.options import Parser, add_cameras_option, command
 
 from .checkpoints import load_start
 
@@ -38,37 +37,34 @@ def write_pipeline(pipe: Zero123PlusPipeline, folder: Path):
     (folder / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
 
 
-def replace(part: Path, target: Path):
-    """Puts a file or folder in the place of an earlier one, which is removed when the new one is there.
+def write_controlnet(source: Path, folder: Path, cameras: str | None):
+    """Writes a ControlNet with the record of what it sees and of its cameras, those of the run or `cameras`.
 
     Raises:
-        ValueError: if a folder is there that is no component of a checkpoint.
+        ValueError: if they differ.
     """
-    old = target.with_name(f".{target.name}.old")
-    if target.is_dir():
-        if not list(target.glob("*config.json")):  # config.json, scheduler_config.json, tokenizer_config.json, ...
-            raise ValueError(f"{target} is no component of a checkpoint: move it, or choose another --output.")
-        target.rename(old)
-    part.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    controlnet = ControlNetModel.from_pretrained(source, dtype=torch.float16, use_safetensors=True)
+    controlnet.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+    record = {name: run_record(source).get(name) for name in ("condition", "cameras")}
+    if None not in (cameras, record["cameras"]) and cameras != record["cameras"]:
+        raise ValueError(f"`--cameras` is {cameras}, but {source} was trained for {record['cameras']}.")
+    record["cameras"] = cameras or record["cameras"]
+    (folder / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def publish(o: argparse.Namespace):
-    """Publishes as the options say."""
-    o.output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=o.output) as folder:
+def publish(output: Path, checkpoint: Path | None, controlnet: Path | None, name: str, cameras: str | None):
+    """Publishes a pipeline or a ControlNet. For the arguments see the options.
+
+    Raises:
+        ValueError: if a folder has a component's name and is none, or `cameras` contradict what is published.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output) as folder:
         folder = Path(folder)
-        if o.controlnet:
-            source = find(o.controlnet)
-            controlnet = ControlNetModel.from_pretrained(source, dtype=torch.float16, use_safetensors=True)
-            controlnet.save_pretrained(folder / o.name, max_shard_size=MAX_SHARD_SIZE)
-            record = {name: run_record(source).get(name) for name in ("condition", "cameras")}
-            if None not in (o.cameras, record["cameras"]) and o.cameras != record["cameras"]:
-                raise ValueError(f"`--cameras` is {o.cameras}, but {source} was trained for {record['cameras']}.")
-            record["cameras"] = o.cameras or record["cameras"]
-            (folder / o.name / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
+        if controlnet:
+            write_controlnet(find(controlnet), folder / name, cameras)
         else:
-            pipe = load_start(o.checkpoint, cameras=o.cameras)  # a LoRA is merged
+            pipe = load_start(checkpoint, cameras=cameras)  # a LoRA is merged
             write_pipeline(pipe.to(torch.float16), folder)
         for path in (*folder.glob("model_index.json"), *folder.glob("*/config.json")):
             config = json.loads(path.read_text())
@@ -76,22 +72,29 @@ def publish(o: argparse.Namespace):
             if "dtype" in config:  # transformers' default is what is written here; diffusers' is float32
                 config["dtype"] = "float32"
             path.write_text(json.dumps(config, indent=2) + "\n")
-        for part in folder.iterdir():
-            if part.name != "pipeline.py" or not (o.output / part.name).exists():
-                replace(part, o.output / part.name)
+        parts = list(folder.iterdir())
+        for part in parts:  # all are checked before the first is replaced
+            target = output / part.name
+            if part.is_dir() and target.is_dir() and not list(target.glob("*config.json")):
+                raise ValueError(f"{target} is no component of a checkpoint: move it, or choose another --output.")
+        for part in parts:
+            if part.is_dir():
+                put_folder(part, output / part.name, owned=lambda name: True)
+            elif part.name != "pipeline.py" or not (output / part.name).exists():
+                write_file(output / part.name, part.read_bytes())
 
 
 @command
 def main(argv: list[str] | None = None):
     """The command line."""
-    parser = argparse.ArgumentParser(description="Make a checkpoint the one that ships with the repository.")
+    parser = Parser("Make a checkpoint the one that ships with the repository.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", type=Path, help="a pipeline's folder, or a run's output")
     what.add_argument("--controlnet", type=Path, help="a ControlNet's folder, or a run's output")
-    parser.add_argument("--name", default="controlnet", help="folder of the ControlNet (default: %(default)s)")
+    parser.add_argument("--name", default="controlnet", help="folder of the ControlNet")
     parser.add_argument("--output", type=Path, default=ROOT, help="default: the root of this repository")
     add_cameras_option(parser.add_argument)
-    publish(parser.parse_args(argv))
+    publish(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Renders objects from Zero123++ cameras with Blender's Cycles into WebDataset shards.
 
     python -m training.render --toys 40 --output data/toys
-    python -m training.render --objects meshes --size 320 --input_size 512 --samples 64 --output data/meshes
-    python -m training.render --objaverse uids.txt --size 320 --input_size 512 --samples 64 --output data/objaverse \
+    python -m training.render --objects meshes --size 320 --input-size 512 --samples 64 --output data/meshes
+    python -m training.render --objaverse uids.txt --size 320 --input-size 512 --samples 64 --output data/objaverse \
         --ray auto
 
 An object is normalised into the sphere of radius 0.5, lit by a random HDRI and seen by 6 input cameras (azimuth a0 +
@@ -22,7 +22,6 @@ continues a run that was interrupted. What cannot be rendered is left out and na
 packages `bpy` and `OpenEXR`.
 """
 
-import argparse
 import hashlib
 import io
 import itertools
@@ -43,11 +42,12 @@ from pebble import ProcessPool
 from tqdm import tqdm
 
 from pipeline import CAMERAS
-from zero123plus.options import command, count, number
+from zero123plus.files import write_file
+from zero123plus.options import Parser, command, count, number, share
 
-from . import toys
+from . import catalogue, toys
 from .blender import hdri_paths, importer, render_object, silence_blender
-from .data import check_shards, index_shards, read_member, read_object, write_whole
+from .shards import check_shards, index_shards, read_member, read_object
 
 
 def render_shard(items: list[dict], minutes: float, work) -> tuple[bytes, list[dict]]:
@@ -86,11 +86,14 @@ def toy_items(count: int, first_seed: int, names: Path | None) -> list[dict]:
 
 
 def file_items(path: Path) -> list[dict]:
-    """A file, or all files of a folder and those below, that Blender can import.
+    """A file, or all files of a folder and those below, that Blender can import; the objects of an archive of Sweet
+    Home 3D. What a catalogue says of a file is in its item (see `training.catalogue`).
 
     Raises:
         ValueError: if there is none.
     """
+    if path.suffix.lower() == catalogue.ARCHIVE:
+        return catalogue.archive_items(path)
     paths = [path] if path.is_file() else sorted(path.rglob("*"))
     paths = [file for file in paths if file.is_file() and importer(file)]
     if not paths:
@@ -98,6 +101,7 @@ def file_items(path: Path) -> list[dict]:
             f"`--objects` {path} has no file that Blender imports (.glb, .obj, .ply, .stl, .usd, .blend, ...)."
         )
     root = path.parent if path.is_file() else path
+    known = catalogue.folder_catalogue(root)
     names = [str(file.relative_to(root)) for file in paths]
     ids = [re.sub(r"[^\w-]", "_", name) for name in names]  # a dot would end a WebDataset key
     counts = Counter(ids)
@@ -107,7 +111,15 @@ def file_items(path: Path) -> list[dict]:
         for key, name in zip(ids, names)
     ]
     return [
-        {"id": key, "source": name, "licence": None, "path": str(file)} for key, name, file in zip(ids, names, paths)
+        {"id": key, "source": name, "licence": None, "path": str(file), **known.get(name, {})}
+        for key, name, file in zip(ids, names, paths)
+    ]
+
+
+def stretched(items: list[dict], count: int) -> list[dict]:
+    """The objects and, of each, `count` shapes that are stretched along the three axes, as ID_v1, ID_v2, ..."""
+    return items + [
+        {**item, "id": f"{item['id']}_v{number}", "of": item["id"]} for number in range(1, count + 1) for item in items
     ]
 
 
@@ -150,7 +162,7 @@ def write_manifest(output: Path):
             digests[shard] = hashlib.sha256(shard.read_bytes()).hexdigest()
         record = json.loads(read_member(entry, "json"))
         lines.append(json.dumps({**record, "shard": shard.name, "sha256": digests[shard]}))
-    write_whole(output / "manifest.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    write_file(output / "manifest.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
 
 def run_here(jobs: list[tuple], workers: int) -> Iterator[tuple]:
@@ -200,59 +212,53 @@ def check_output(output: Path, entries: list[dict], size: int, input_size: int, 
         )
 
 
-def plan(o: argparse.Namespace, items: list[dict], entries: list[dict]) -> list[tuple[Path, list[dict]]]:
+def plan(output: Path, items: list[dict], entries: list[dict], shard_size: int, retry: bool):
     """The shards that are to be rendered, under names that are free, and their objects: those that no shard has and
     that have not failed, or have and are to be tried again.
 
     Args:
-        o: the options.
+        output: folder of the shards.
         items: all objects that are asked for.
         entries: of [`index_shards`], of the shards that are there.
+        shard_size: objects a shard.
+        retry: whether objects that failed are tried again.
+
+    Returns:
+        A list of pairs: the path of a shard, and its objects.
     """
     done = {entry["key"] for entry in entries}
-    failures = o.output / "failures.jsonl"
-    if failures.exists() and not o.retry_failed:
+    failures = output / "failures.jsonl"
+    if failures.exists() and not retry:
         done |= {json.loads(line)["id"] for line in failures.read_text().splitlines()}
     left = list({item["id"]: item for item in items if item["id"] not in done}.values())
-    names = (path for i in itertools.count() if not (path := o.output / f"shard-{i:05d}.tar").exists())
-    return [(next(names), left[i : i + o.shard_size]) for i in range(0, len(left), o.shard_size)]
+    names = (path for i in itertools.count() if not (path := output / f"shard-{i:05d}.tar").exists())
+    return [(next(names), left[i : i + shard_size]) for i in range(0, len(left), shard_size)]
 
 
-def render(o: argparse.Namespace):
-    """Renders as the options say."""
-    hdri_paths(o.hdris)
-    if o.objects:
-        items = file_items(o.objects)
-    elif o.objaverse:
-        items = objaverse_items(o.objaverse)
-    else:
-        items = toy_items(o.toys, o.first_seed, o.names)
-    input_size = o.input_size or o.size
-    entries = index_shards(o.output, needed=False)
-    check_output(o.output, entries, o.size, input_size, o.cameras)
-    missing = plan(o, items, entries)
-    left = sum(len(members) for _, members in missing)
-    if o.dry_run:
-        print(
-            f"{left} of {len(items)} objects in {len(missing)} shards, 18 views of {o.size} x {o.size} pixels each,"
-            f" cameras of {o.cameras}"
-        )
-        return
-    o.output.mkdir(parents=True, exist_ok=True)
-    options = {"size": o.size, "input_size": input_size, "samples": o.samples, "seed": o.seed, "preset": o.cameras}
-    work = partial(render_object, **options, hdris=o.hdris)
-    jobs = [(path, (members, o.minutes, work)) for path, members in missing]
-    members_of, failed = dict(missing), 0
-    with tqdm(total=len(items), initial=max(0, len(items) - left), unit="object") as bar:
-        for path, shard, failures in run_on_ray(jobs, o.ray) if o.ray else run_here(jobs, o.workers):
-            record_failures(o.output / "failures.jsonl", members_of[path], failures)
-            write_whole(path, shard)
+def render(output: Path, shards: list[tuple[Path, list[dict]]], minutes: float, work, workers: int, ray: str | None):
+    """Renders shards.
+
+    Args:
+        output: folder of the shards.
+        shards: of [`plan`].
+        minutes: time limit of an object.
+        work: see [`render_shard`].
+        workers: processes on this machine.
+        ray: address of a Ray cluster, if it is to run there.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    jobs = [(path, (members, minutes, work)) for path, members in shards]
+    members_of, failed = dict(shards), 0
+    with tqdm(total=sum(len(members) for _, members in shards), unit="object") as bar:
+        for path, shard, failures in run_on_ray(jobs, ray) if ray else run_here(jobs, workers):
+            record_failures(output / "failures.jsonl", members_of[path], failures)
+            write_file(path, shard)
             failed += len(failures)
             bar.update(len(members_of[path]))
             bar.set_postfix(failed=failed)
-    write_manifest(o.output)
+    write_manifest(output)
     if failed:
-        print(f"{failed} objects failed: see {o.output / 'failures.jsonl'}.", file=sys.stderr)
+        print(f"{failed} objects failed: see {output / 'failures.jsonl'}.", file=sys.stderr)
 
 
 def record_failures(path: Path, members: list[dict], failures: list[dict]):
@@ -261,7 +267,7 @@ def record_failures(path: Path, members: list[dict], failures: list[dict]):
     lines = path.read_text().splitlines() if path.exists() else []
     lines = [line for line in lines if json.loads(line)["id"] not in ids] + [json.dumps(entry) for entry in failures]
     if lines:
-        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+        write_file(path, "".join(f"{line}\n" for line in lines).encode())
     else:
         path.unlink(missing_ok=True)
 
@@ -269,30 +275,60 @@ def record_failures(path: Path, members: list[dict], failures: list[dict]):
 @command
 def main(argv: list[str] | None = None):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Render objects into WebDataset shards.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser("Render objects into WebDataset shards.")
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--toys", type=count, default=40, help="procedural toys of each kind")
     what.add_argument("--names", type=Path, help="text file of toys, one KIND-SEED a line")
-    what.add_argument("--objects", type=Path, help="a file that Blender imports, or a folder of them")
+    what.add_argument("--objects", type=Path, nargs="+", help="files for Blender, folders of them, or .sh3f")
     what.add_argument("--objaverse", help="text file of Objaverse uids, or an LVIS category")
+    add("--only", type=Path, help="file of objects, one id a line or of evaluation.split: render these alone")
+    add("--without", type=Path, help="likewise: leave these out, with the whole names that it says")
     add("--output", type=Path, required=True, help="folder of the shards; an interrupted run continues")
     add("--cameras", choices=CAMERAS, default="v1.2", help="of the targets")
     add("--hdris", type=Path, help="folder of .exr or .hdr environment maps; those of Blender if missing")
-    add("--first_seed", type=number(int, 0), default=1000, help="the toys' seeds count up from here")
+    add("--first-seed", type=number(int, 0), default=1000, help="the toys' seeds count up from here")
     add("--size", type=count, default=128, help="pixels of a target's edge")
-    add("--input_size", type=count, help="pixels of an input's edge; that of a target if missing")
+    add("--input-size", type=count, help="pixels of an input's edge; that of a target if missing")
     add("--samples", type=count, default=8, help="Cycles samples a pixel")
     add("--seed", type=number(int, 0), default=0, help="of cameras and lighting")
-    add("--shard_size", type=count, default=20, help="objects a shard")
+    add("--shard-size", type=count, default=20, help="objects a shard")
+    add("--stretched", type=number(int, 0), default=0, help="with --objects, shapes of each stretched at random")
+    add("--min-thickness", type=share, default=0, help="leave out what is flatter: shortest edge over longest")
+    add("--min-cover", type=share, default=0, help="leave out what covers less of some target view")
     add("--minutes", type=number(float, 0), default=5, help="time limit of an object")
-    add("--retry_failed", action="store_true", help="render objects that failed before once more")
+    add("--retry-failed", action="store_true", help="render objects that failed before once more")
     add("--workers", type=count, default=os.cpu_count(), help="processes")
     add("--ray", metavar="ADDRESS", help="render on this Ray cluster ('auto': the one at hand)")
-    add("--dry_run", "--dry-run", action="store_true", help="say what would be rendered, and stop")
-    render(parser.parse_args(argv))
+    add("--dry-run", action="store_true", help="say what would be rendered, and stop")
+    o = parser.parse_args(argv)
+    hdri_paths(o.hdris)
+    if o.objects:
+        items = stretched([item for path in o.objects for item in file_items(path)], o.stretched)
+    elif o.objaverse:
+        items = objaverse_items(o.objaverse)
+    else:
+        items = toy_items(o.toys, o.first_seed, o.names)
+    if o.only:
+        ids, _ = catalogue.read_list(o.only)
+        items = [item for item in items if item["id"] in ids]
+    if o.without:
+        ids, names = catalogue.read_list(o.without)
+        items = [item for item in items if not ids & {item["id"], item.get("of")} and item.get("name") not in names]
+    input_size = o.input_size or o.size
+    entries = index_shards(o.output, needed=False)
+    check_output(o.output, entries, o.size, input_size, o.cameras)
+    shards = plan(o.output, items, entries, o.shard_size, o.retry_failed)
+    if o.dry_run:
+        left = sum(len(members) for _, members in shards)
+        print(
+            f"{left} of {len(items)} objects in {len(shards)} shards, 18 views of {o.size} x {o.size} pixels each,"
+            f" cameras of {o.cameras}"
+        )
+        return
+    options = {"size": o.size, "input_size": input_size, "samples": o.samples, "seed": o.seed, "preset": o.cameras}
+    options |= {"min_thickness": o.min_thickness, "min_cover": o.min_cover, "hdris": o.hdris}
+    render(o.output, shards, o.minutes, partial(render_object, **options), o.workers, o.ray)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 Zero123++ at azimuth 0 stands on +X). A toy may have any size, because `training.render` normalises every object.
 
 Every kind is a function that takes a `Toy` and adds parts to it; `KINDS` lists those that are trained on,
-`UNSEEN_KINDS` those that are held out for evaluation. Needs the package `bpy`.
+`UNSEEN` those that are held out for evaluation. Needs the package `bpy`.
 """
 
 import colorsys
@@ -15,7 +15,9 @@ import bmesh
 import bpy
 from mathutils import Euler, Matrix, Vector
 
-__all__ = ["KINDS", "UNSEEN_KINDS", "build"]
+from .data import UNSEEN_KINDS
+
+__all__ = ["KINDS", "UNSEEN", "build"]
 
 WOOD = (0.08, 0.45, 0.72)  # hue, saturation, value
 PATTERNS = ("plain", "plain", "plain", "stripes", "checks", "spots", "patches")
@@ -995,14 +997,14 @@ KINDS = {
                  television, icecream, penguin, table, sofa, drum, umbrella, lighthouse, cake, turtle, snail, elephant,
                  submarine, piano, tent, tractor, trophy, cat, blocks, variation)
 }  # fmt: skip
-UNSEEN_KINDS = {kind.__name__: kind for kind in (teapot, windmill, bed)}
+UNSEEN = {name: globals()[name] for name in UNSEEN_KINDS}
 
 
 def build(kind: str, seed: int) -> bpy.types.Object:
     """Adds one toy to the current scene. The toy depends on `kind` and `seed` alone.
 
     Args:
-        kind: a key of `KINDS` or `UNSEEN_KINDS`.
+        kind: a key of `KINDS` or `UNSEEN`.
         seed: any integer.
 
     Returns:
@@ -1011,7 +1013,7 @@ def build(kind: str, seed: int) -> bpy.types.Object:
     Raises:
         ValueError: if there is no such kind.
     """
-    kinds = KINDS | UNSEEN_KINDS
+    kinds = KINDS | UNSEEN
     if kind not in kinds:
         raise ValueError(f"`kind` is {kind!r}, but must be one of {', '.join(kinds)}.")
     toy = Toy(random.Random(f"{kind}-{seed}"))

@@ -9,10 +9,9 @@ overrides the phase's. `OUTPUT/checkpoint-STEP` is a folder that `from_pretraine
 trained ramp, and what the same command continues from.
 """
 
-import argparse
-import json
 import math
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,9 +27,9 @@ from tqdm import tqdm
 
 from pipeline import CAMERAS, Zero123PlusPipeline, split_views
 from zero123plus.loading import checkpoints, load_controlnet, set_cameras
-from zero123plus.options import command, count, number, share
+from zero123plus.options import Parser, command, count, number, share
 
-from .checkpoints import Run, gathered, load_start
+from .checkpoints import Run, gathered, load_start, write_weights
 from .data import CONDITIONS, Stream, TileDataset, TilesInMemory
 from .dry_run import describe
 from .loss import Denoiser, Zero123PlusLoss
@@ -83,7 +82,51 @@ PHASES = {
 
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-MAX_OVERFLOWS = 20  # steps in a row that a scaler of float16's gradients may leave out before the run ends
+
+
+@dataclass
+class Options:
+    """The options of a run. What each means, its unit and its default say [`parse_options`] and `PHASES`."""
+
+    phase: str
+    checkpoint: str
+    cameras: str | None
+    pickle: bool
+    vision_encoder: str
+    data: Path
+    validation: Path | None
+    output: Path
+    train: str
+    condition: str
+    controlnet: str | None
+    lora_rank: int
+    optimizer: str
+    learning_rate: float
+    lr_scheduler: str
+    decay_steps: int
+    warmup_steps: int
+    steps: int
+    image_sizes: tuple[int, int] | None
+    snr_gamma: float
+    batch_size: int
+    micro_batch_size: int
+    gradient_checkpointing: bool
+    compile: bool
+    mixed_precision: str | None
+    max_grad_norm: float
+    condition_dropout: float
+    ema_decay: float
+    in_memory: bool
+    permute_colours: bool
+    workers: int
+    minutes: float
+    save_minutes: float
+    keep: int
+    validation_steps: int
+    report_to: str
+    push_to_hub: str | None
+    seed: int
+    dry_run: bool
 
 
 def trainable_parameters(unet: torch.nn.Module, train: str) -> dict[str, torch.nn.Parameter]:
@@ -159,11 +202,9 @@ def validate(
     return record
 
 
-def parse_options(argv: list[str] | None) -> argparse.Namespace:
+def parse_options(argv: list[str] | None) -> Options:
     """Reads the command line; the phase fills in what is not given."""
-    parser = argparse.ArgumentParser(
-        description="Train Zero123++.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser("Train Zero123++.")
     add, whole, positive = parser.add_argument, number(int, 0), number(float, 0)
     add("--phase", choices=PHASES, required=True, help="; ".join(f"{k}: {v}" for k, v in PHASES.items()))
     add(
@@ -173,54 +214,54 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--cameras", choices=CAMERAS, help="of a checkpoint that does not say its own; the data's if missing")
     add("--pickle", action="store_true", help="also read weights stored with pickle, which can run code")
-    add("--vision_encoder", default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", help="beside Stable Diffusion 2")
+    add("--vision-encoder", default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", help="beside Stable Diffusion 2")
     add("--data", type=Path, required=True, help="folder of rendered shards")
     add("--validation", type=Path, help="shards of held-out objects; the first training objects if missing")
     add("--output", type=Path, required=True, help="folder of the run; an interrupted run continues")
     add("--train", choices=("attention", "unet", "unet+vision", "controlnet"), help="what is trained")
     add("--condition", choices=CONDITIONS, default="depth", help="what a ControlNet sees; of rgb it makes normals")
     add("--controlnet", help="ControlNet to start from; a copy of the UNet's encoder if missing")
-    add("--lora_rank", type=whole, default=0, help="train LoRA layers of the attention instead")
+    add("--lora-rank", type=whole, default=0, help="train LoRA layers of the attention instead")
     add("--optimizer", choices=("adamw", "adamw-8bit", "muon"), help="adamw if the phase names none")
-    add("--learning_rate", type=positive, help="peak")
+    add("--learning-rate", type=positive, help="peak")
     add(
-        "--lr_scheduler",
+        "--lr-scheduler",
         help="'decay'; 'timed', the same over the time of --minutes, whatever the step; or a name that"
         " diffusers.optimization.get_scheduler knows",
     )
     add(
-        "--decay_steps",
+        "--decay-steps",
         type=whole,
         help="of 'decay': the last steps, in which the rate falls to 0; a fifth if missing",
     )
-    add("--warmup_steps", type=whole)
+    add("--warmup-steps", type=whole)
     add("--steps", type=count, help="in all")
     add(
-        "--image_sizes",
+        "--image-sizes",
         type=whole,
         nargs=2,
         help="the condition picture is resized at random to an edge between these; 0 0: it stays as it is",
     )
-    add("--snr_gamma", type=positive, help="of min-SNR weighting; 0 switches it off")
-    add("--batch_size", type=count, help="tiles a step, of all processes")
-    add("--micro_batch_size", type=count, default=8, help="tiles at a time and process; the rest is accumulated")
-    add("--gradient_checkpointing", action="store_true")
+    add("--snr-gamma", type=positive, help="of min-SNR weighting; 0 switches it off")
+    add("--batch-size", type=count, help="tiles a step, of all processes")
+    add("--micro-batch-size", type=count, default=8, help="tiles at a time and process; the rest is accumulated")
+    add("--gradient-checkpointing", action="store_true")
     add("--compile", action="store_true", help="torch.compile the UNet, which takes minutes (see docs/training.md)")
-    add("--mixed_precision", choices=("no", "bf16", "fp16"), help="what `accelerate launch` says if missing")
-    add("--max_grad_norm", type=positive, default=1.0)
-    add("--condition_dropout", type=share, default=0.1, help="share of samples without condition")
-    add("--ema_decay", type=share, default=0.999)
-    add("--in_memory", action="store_true", help="decode all objects first and hold them, on a GPU in its memory")
-    add("--permute_colours", action="store_true", help="with --in_memory, permute each sample's colours at random")
+    add("--mixed-precision", choices=("no", "bf16", "fp16"), help="what `accelerate launch` says if missing")
+    add("--max-grad-norm", type=positive, default=1.0)
+    add("--condition-dropout", type=share, default=0.1, help="share of samples without condition")
+    add("--ema-decay", type=share, default=0.999)
+    add("--in-memory", action="store_true", help="decode all objects first and hold them, on a GPU in its memory")
+    add("--permute-colours", action="store_true", help="with --in-memory, permute each sample's colours at random")
     add("--workers", type=whole, default=0, help="processes that read data")
     add("--minutes", type=positive, default=math.inf, help="stop this run, saved, after so long")
-    add("--save_minutes", type=positive, default=10, help="between two checkpoints")
+    add("--save-minutes", type=positive, default=10, help="between two checkpoints")
     add("--keep", type=count, default=2, help="newest checkpoints")
-    add("--validation_steps", type=count, default=1000, help="between two one-step predictions and validation tiles")
-    add("--report_to", default="tensorboard", choices=("tensorboard", "wandb", "none"))
-    add("--push_to_hub", metavar="NAME", help="upload the last checkpoint to this repository")
+    add("--validation-steps", type=count, default=1000, help="between two one-step predictions and validation tiles")
+    add("--report-to", default="tensorboard", choices=("tensorboard", "wandb", "none"))
+    add("--push-to-hub", metavar="NAME", help="upload the last checkpoint to this repository")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0)
-    add("--dry_run", "--dry-run", action="store_true", help="print what would be trained, and stop")
+    add("--dry-run", action="store_true", help="print what would be trained, and stop")
     o = parser.parse_args(argv)
     for name, value in {"optimizer": "adamw", **PHASES[o.phase]}.items():
         if getattr(o, name) is None:
@@ -229,10 +270,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         o.decay_steps = o.steps // 5
     if o.image_sizes and not any(o.image_sizes):
         o.image_sizes = None
-    return o
+    return Options(**vars(o))
 
 
-def check_options(o: argparse.Namespace, accelerator: Accelerator):
+def check_options(o: Options, accelerator: Accelerator):
     """Checks options against each other and against how the run was launched.
 
     Raises:
@@ -240,18 +281,15 @@ def check_options(o: argparse.Namespace, accelerator: Accelerator):
     """
     if o.in_memory and o.image_sizes:
         raise ValueError(
-            f"`--in_memory` holds pictures of one size, but `--image_sizes` is {o.image_sizes}: add"
-            " `--image_sizes 0 0`."
+            f"`--in-memory` holds pictures of one size, but `--image-sizes` is {o.image_sizes}: add"
+            " `--image-sizes 0 0`."
         )
     if o.permute_colours and not o.in_memory:
-        raise ValueError("`--permute_colours` permutes what lies in memory: give `--in_memory` too.")
-    if o.lr_scheduler == "timed" and not (math.isfinite(o.minutes) and accelerator.num_processes == 1):
-        raise ValueError(
-            f"`--lr_scheduler timed` falls with the time left of `--minutes`, by one clock, but `--minutes` is"
-            f" {o.minutes} and there are {accelerator.num_processes} processes: take 'decay'."
-        )
+        raise ValueError("`--permute-colours` permutes what lies in memory: give `--in-memory` too.")
+    if o.lr_scheduler == "timed" and not math.isfinite(o.minutes):
+        raise ValueError("`--lr-scheduler timed` falls with the time left of `--minutes`: give it, or take 'decay'.")
     if o.lora_rank and o.train == "controlnet":
-        raise ValueError(f"`--lora_rank` is {o.lora_rank}, but a ControlNet is trained whole: leave it out.")
+        raise ValueError(f"`--lora-rank` is {o.lora_rank}, but a ControlNet is trained whole: leave it out.")
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
     if plugin and (plugin.fsdp_version != 2 or plugin.auto_wrap_policy is not None):
         # Layers wrapped one by one give their weights back too early: the keys and values that the reference pass
@@ -264,12 +302,12 @@ def check_options(o: argparse.Namespace, accelerator: Accelerator):
     share = o.micro_batch_size * accelerator.num_processes
     if o.batch_size % share:
         raise ValueError(
-            f"`--batch_size` {o.batch_size} is no multiple of {share}, which {accelerator.num_processes} processes of"
-            f" `--micro_batch_size` {o.micro_batch_size} do at a time."
+            f"`--batch-size` {o.batch_size} is no multiple of {share}, which {accelerator.num_processes} processes of"
+            f" `--micro-batch-size` {o.micro_batch_size} do at a time."
         )
 
 
-def build_model(o: argparse.Namespace, pipe: Zero123PlusPipeline) -> Denoiser:
+def build_model(o: Options, pipe: Zero123PlusPipeline) -> Denoiser:
     """Takes the pipeline's components and sets which parameters train."""
     pipe.controlnet = None
     if o.train == "controlnet":
@@ -297,76 +335,9 @@ def build_model(o: argparse.Namespace, pipe: Zero123PlusPipeline) -> Denoiser:
     return model
 
 
-def match_cameras(o: argparse.Namespace, pipe: Zero123PlusPipeline, dataset: TileDataset) -> str | None:
-    """Makes sure that checkpoint and data have the same cameras, and returns their preset.
-
-    Raises:
-        ValueError: if they differ.
-    """
-    if dataset.preset is None:
-        return o.cameras
-    set_cameras(pipe, dataset.preset, f"`--data` {o.data}")
-    return dataset.preset
-
-
-class StepLog:
-    """The log of a run. A line is written when the next one comes, because its loss may still be computed on the GPU,
-    and to wait for it would leave the GPU idle.
-
-    Args:
-        file: to write to; None in all processes but the first.
-        accelerator: whose trackers get the lines too.
-    """
-
-    def __init__(self, file, accelerator: Accelerator):
-        self.file, self.accelerator, self.line = file, accelerator, None
-        self.overflows = 0  # steps in a row whose loss was not finite
-        self.max_overflows = MAX_OVERFLOWS if accelerator.scaler else 0
-
-    def write(self, line: dict):
-        """Takes a step's line, with the `loss` as a tensor."""
-        self.flush()
-        self.line = line
-
-    def flush(self):
-        """Writes the line that was taken last.
-
-        Raises:
-            ValueError: if its loss is not finite, so that the weights are lost and must not be saved.
-        """
-        if self.line:
-            line = {**self.line, "loss": self.line["loss"].item()}
-            self.overflows = 0 if math.isfinite(line["loss"]) else self.overflows + 1
-            if self.overflows > self.max_overflows:
-                raise ValueError(
-                    f"The loss of step {line['step']} is {line['loss']}: the training diverged. Go on from its newest"
-                    " checkpoint, or if that diverges too from an earlier one, with a lower `--learning_rate`, more"
-                    " `--warmup_steps` or `--mixed_precision bf16`."
-                )
-            if self.file:
-                self.file.write(json.dumps(line) + "\n")
-            self.accelerator.log(line, line["step"])
-        self.line = None
-
-
-def decide(accelerator: Accelerator, *wishes: bool) -> list[bool]:
-    """The main process's wishes, in all processes: these must not each look at a clock of their own."""
-    if accelerator.num_processes == 1:
-        return list(wishes)
-    decision = torch.tensor([float(wish) for wish in wishes], device=accelerator.device)
-    torch.distributed.broadcast(decision, 0)
-    return [bool(value) for value in decision.tolist()]
-
-
-def train(o: argparse.Namespace):
+def train(o: Options):
     """Trains as the options say."""
     # 1. Data
-    start = saved = time.time()
-
-    def time_left() -> float:
-        """The share of `--minutes`, 1 where there is no limit."""
-        return 1 - (time.time() - start) / (60 * o.minutes)
-
     set_seed(o.seed)
     condition = o.condition if o.train == "controlnet" else None
     dataset = TileDataset(o.data, condition=condition)
@@ -374,28 +345,42 @@ def train(o: argparse.Namespace):
         TileDataset(o.validation, condition=condition) if o.validation else TileDataset(o.data, condition=condition)
     )
     check = [validation[i] for i in readable(validation, 16)]
-    size = check[0]["tile"].shape[1:]
+    size = check[0]["tile"].shape[1:]  # height and width
     accelerator = Accelerator(
         mixed_precision=o.mixed_precision,
         log_with=None if o.report_to == "none" else o.report_to,
         project_dir=o.output,
     )
     check_options(o, accelerator)
+    if o.push_to_hub and accelerator.is_main_process and not o.dry_run:  # before the work, which would end in vain
+        o.push_to_hub = create_repo(o.push_to_hub, exist_ok=True).repo_id
     accelerator.gradient_accumulation_steps = o.batch_size // (o.micro_batch_size * accelerator.num_processes)
 
     # 2. What trains, and what is frozen
     pipe = load_start(o.checkpoint, o.vision_encoder, o.pickle, o.cameras)
     pipe.check_size(*size)
-    preset = match_cameras(o, pipe, dataset)
+    if dataset.preset:
+        set_cameras(pipe, dataset.preset, f"`--data` {o.data}")
+    if validation.preset != dataset.preset:
+        raise ValueError(
+            f"`--validation` {o.validation} has the cameras of {validation.preset}, but `--data` {o.data} those of"
+            f" {dataset.preset}."
+        )
     pipe.vae.to(accelerator.device), pipe.text_encoder.to(accelerator.device)
     model = build_model(o, pipe)
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if o.dry_run:
-        accelerator.print(describe(pipe, model, list(named.values()), o, check[0]["tile"].shape))
+        accelerator.print(describe(pipe, model, list(named.values()), o, accelerator.mixed_precision, size))
         return
+    record = {"checkpoint": absolute(o.checkpoint), "train": o.train, "lora_rank": o.lora_rank, "condition": condition}
+    record |= {"optimizer": o.optimizer, "cameras": dataset.preset or o.cameras, "seed": o.seed}
     # With FSDP the parameters are shared out already, and Muon must not share them out once more
     sharded = accelerator.distributed_type == DistributedType.FSDP
+    if o.optimizer == "muon" and not sharded:  # each process has the state of its share of the matrices
+        record["processes"] = accelerator.num_processes
+    run = Run(o.output, accelerator, record, o.keep)
     optimizer = build_optimizer(o.optimizer, named, o.learning_rate, 1 if sharded else accelerator.num_processes)
+    time_left = partial(run.time_left, o.minutes)
     # Not prepared: accelerate would step it once for each process
     lr_scheduler = build_schedule(o.lr_scheduler, optimizer, o.warmup_steps, o.steps, o.decay_steps, time_left)
     model, optimizer = accelerator.prepare(model.train(), optimizer)
@@ -409,21 +394,19 @@ def train(o: argparse.Namespace):
         progress = partial(tqdm, desc="reading", unit="object", disable=not accelerator.is_main_process)
         dataset = TilesInMemory(dataset, accelerator.device, o.workers, o.permute_colours, progress)
 
-    # 3. Continue from the newest checkpoint
-    record = {"checkpoint": absolute(o.checkpoint), "train": o.train, "lora_rank": o.lora_rank, "condition": condition}
-    run = Run(o.output, accelerator, {**record, "optimizer": o.optimizer, "cameras": preset}, o.keep)
+    # 3. Continue from the newest checkpoint. The options of this run count, not those in the state
     rates = list(lr_scheduler.base_lrs)
-    step = run.restore(ema, optimizer)
-    # The options of this run count, not those in the state
+    step, seen = run.restore(ema, optimizer)
     ema.decay, lr_scheduler.base_lrs = o.ema_decay, rates
     for group, rate, factor in zip(optimizer.param_groups, rates, lr_scheduler.lr_lambdas):
         group["lr"] = rate * factor(lr_scheduler.last_epoch)
-    stream = Stream(dataset, o.seed, step * o.batch_size, o.steps * o.batch_size, o.image_sizes)
+    stream = Stream(dataset, o.seed, seen, seen + (o.steps - step) * o.batch_size, o.image_sizes)
     together = {"collate_fn": dataset.batch} if o.in_memory else {"collate_fn": list, "num_workers": o.workers}
     loader = torch.utils.data.DataLoader(stream, o.micro_batch_size, drop_last=True, **together)
     loader = accelerator.prepare(loader)
-    log = StepLog(run.open_log(step) if accelerator.is_main_process else None, accelerator)
+    log = run.open_log(step)
     accelerator.init_trackers("zero123plus", {k: str(v) for k, v in vars(o).items()})
+    save = partial(run.save, partial(write_weights, pipe=pipe), model, ema, optimizer)
     last = time.time()
     bar = tqdm(total=o.steps, initial=step, unit="step", disable=not accelerator.is_main_process)
 
@@ -444,9 +427,9 @@ def train(o: argparse.Namespace):
             continue
         lr_scheduler.step()
         ema.step(parameters)
-        step += 1
+        step, seen = step + 1, seen + o.batch_size
         bar.update()
-        line = {"step": step, "tiles": step * o.batch_size, "loss": accelerator.reduce(total, "mean")}
+        line = {"step": step, "tiles": seen, "loss": accelerator.reduce(total, "mean")}
         now = time.time()
         line["tiles_per_second"] = round(o.batch_size / (now - last), 2)
         last = now
@@ -459,23 +442,21 @@ def train(o: argparse.Namespace):
             line |= validate(pipe, accelerator.unwrap_model(model), validation_loss, check, path)
             ema.restore(parameters)
         log.write(line)
-        left = o.steps * time_left() if o.lr_scheduler == "timed" else o.steps - step
+        remaining = time_left()
+        left = o.steps * remaining if o.lr_scheduler == "timed" else o.steps - step
         decays = decays_later and left <= o.decay_steps  # the state to train on from
         decays_later &= not decays
-        done, save = decide(accelerator, time_left() < 0, now - saved > 60 * o.save_minutes)
-        done |= step >= o.steps
-        if done or save or decays:
+        done = remaining < 0 or step >= o.steps
+        if run.is_due(o.save_minutes) or done or decays:
             log.flush()
-            run.save(pipe, model, ema, optimizer, step, forever=decays and left > 0)
-            saved = now
+            save(step, seen, kept=decays and left > 0)
         if done:
             break
     log.flush()
     bar.close()
     accelerator.end_training()
     if o.push_to_hub and accelerator.is_main_process:
-        repository = create_repo(o.push_to_hub, exist_ok=True).repo_id
-        upload_folder(repo_id=repository, folder_path=checkpoints(o.output)[-1], ignore_patterns="state/*")
+        upload_folder(repo_id=o.push_to_hub, folder_path=checkpoints(o.output)[-1], ignore_patterns="state/*")
 
 
 def absolute(checkpoint: str) -> str:

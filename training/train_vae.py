@@ -3,30 +3,33 @@
     python -m training.train_vae --data data/train --output out/vae --minutes 30
 
 Full-size training uses the VAE of Stable Diffusion instead. The encoder is a principal component analysis
-(`initialise_encoder`). `OUTPUT/vae` holds it within a minute, and it does not change any more, so that the UNet can be
-trained at the same time as the decoder. The decoder learns from latents with random noise of up to `MAX_NOISE` of each
-component's deviation, so that the UNet's imperfect latents still become clean pictures. The run ends with an error if
-the reconstructions have less than 0.9 of the true saturation.
+(`initialise_encoder`). `OUTPUT/checkpoint-0` holds it within a minute, and it does not change any more, so that the
+UNet can be trained at the same time as the decoder. The decoder learns from latents with random noise of up to
+`MAX_NOISE` of each component's deviation, so that the UNet's imperfect latents still become clean pictures. Run, log,
+schedule and launch are those of `training.train`; a checkpoint is a folder that `AutoencoderKL.from_pretrained` loads.
+The run ends with an error if the reconstructions have less than 0.9 of the true saturation.
 """
 
-import argparse
 import json
 import math
-import shutil
-import time
+import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
+from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
 from pipeline import LATENT_SCALE, LATENT_SHIFT, scale_image
-from zero123plus.options import command, count, number
+from zero123plus.loading import find
+from zero123plus.options import Parser, command, count, number
 
-from .data import ViewDataset
-from .publish import replace
+from .checkpoints import Run, with_weights
+from .data import Stream, ViewDataset
+from .optimizers import build_schedule
 
 CONFIG = {
     "block_out_channels": (16, 32, 64, 128, 128),
@@ -51,6 +54,8 @@ POWER = 0.75
 NOISE = 0.03
 MAX_NOISE = 0.3  # of a component's deviation, in the latents that the decoder learns from
 SATURATION_GATE = 0.9
+EMA_DECAY = 0.99
+SAVE_MINUTES = 5
 
 
 def chroma(pixels: torch.Tensor) -> torch.Tensor:
@@ -152,7 +157,7 @@ def noisy_latents(posterior, max_noise: float) -> torch.Tensor:
 
 
 @torch.no_grad()
-def measure(vae: AutoencoderKL, batch: dict) -> dict:
+def reconstruction_quality(vae: AutoencoderKL, batch: dict) -> dict:
     """Saturation of reconstructions relative to the truth's, and PSNR in dB over object and background."""
     pixels, alpha = batch["pixels"], batch["alpha"]
     posterior = vae.encode(scale_image(pixels)).latent_dist
@@ -175,120 +180,120 @@ def sample_views(dataset: ViewDataset, count: int) -> dict:
     return torch.utils.data.default_collate([dataset[i] for i in indices])
 
 
-def save(accelerator: Accelerator, output: Path, **progress):
-    """Writes the training state beside the last one and then takes its place."""
-    fresh, old = output / "state.new", output / "state.old"
-    shutil.rmtree(fresh, ignore_errors=True)
-    accelerator.save_state(fresh)
-    (fresh / "progress.json").write_text(json.dumps(progress))
-    if (output / "state").exists():
-        shutil.rmtree(old, ignore_errors=True)
-        (output / "state").rename(old)
-    fresh.rename(output / "state")
+class Decoder(torch.nn.Module):
+    """What is trained, as the module that accelerate wraps."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pixels of shape (B, 3, H, W) of latents of shape (B, C, h, w)."""
+        return self.vae.decode(latents).sample
+
+
+def train_decoder(
+    data: Path,
+    validation: Path | None,
+    output: Path,
+    checkpoint: str | None = None,
+    minutes: float = 30,
+    batch_size: int = 16,
+    learning_rate: float = 2e-3,
+    mixed_precision: str | None = None,
+    max_noise: float = MAX_NOISE,
+) -> dict:
+    """Trains a decoder, and returns what [`reconstruction_quality`] measures at the end. See the options for the
+    arguments.
+    """
+    set_seed(0)
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    dataset = ViewDataset(data)
+    if len(dataset) < batch_size * accelerator.num_processes:
+        raise ValueError(
+            f"`--batch-size` is {batch_size}, but `--data` {data} has only {len(dataset)} views, plain and mirrored:"
+            " render more objects, or give fewer views a step."
+        )
+    run = Run(output, accelerator, {"checkpoint": checkpoint}, keep=1)
+    start = run.newest or (find(checkpoint) if checkpoint else None)
+    vae = AutoencoderKL(**CONFIG)
+    if start:
+        vae = AutoencoderKL.from_pretrained(start)
+    else:
+        views = sample_views(dataset, 512)
+        initialise_encoder(vae, scale_image(views["pixels"]), views["alpha"])
+    vae.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=learning_rate, betas=(0.9, 0.99))
+    schedule = build_schedule("timed", optimizer, 100, 1, 1, partial(run.time_left, minutes))
+    vae.to(accelerator.device)
+    model, optimizer = accelerator.prepare(Decoder(vae), optimizer)
+    parameters = list(vae.decoder.parameters())
+    ema = EMAModel(parameters, decay=EMA_DECAY)
+    step, seen = run.restore(ema, optimizer)
+
+    def write(weights: dict, folder: Path):
+        with_weights(vae, weights, "vae").save_pretrained(folder)
+
+    save = partial(run.save, write, model, ema, optimizer)
+    if not step:
+        save(0, 0)
+    check = sample_views(ViewDataset(validation) if validation else dataset, 64)
+    check = {name: value.to(accelerator.device) for name, value in check.items()}
+    log = run.open_log(step)
+    stream = Stream(dataset, 0, seen, sys.maxsize)
+    loader = accelerator.prepare(torch.utils.data.DataLoader(stream, batch_size, drop_last=True))
+    bar = tqdm(desc="VAE decoder", unit="step", initial=step, disable=not accelerator.is_main_process)
+    for batch in loader:
+        pixels = scale_image(batch["pixels"])
+        with torch.no_grad(), accelerator.autocast():
+            latents = noisy_latents(vae.encode(pixels).latent_dist, max_noise)
+        loss = loss_function(model(latents).float(), pixels, batch["alpha"])
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        ema.step(parameters)
+        step, seen = step + 1, seen + batch_size * accelerator.num_processes
+        bar.update()
+        line = {"step": step, "views": seen, "loss": accelerator.reduce(loss.detach(), "mean")}
+        if step % 100 == 0:
+            line |= reconstruction_quality(vae, check)
+        log.write(line)
+        done = run.time_left(minutes) < 0
+        if run.is_due(SAVE_MINUTES) or done:
+            log.flush()
+            save(step, seen)
+        if done:
+            break
+    ema.copy_to(parameters)
+    return {"step": step, **reconstruction_quality(vae, check)}
 
 
 @command
 def main(argv: list[str] | None = None):
     """The command line."""
-    parser = argparse.ArgumentParser(description="Make the mini checkpoint's VAE.")
-    parser.add_argument("--data", type=Path, required=True, help="folder of rendered shards")
-    parser.add_argument("--validation", type=Path, help="the same, held out, to measure on (default: --data)")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the VAE; an interrupted run continues")
-    parser.add_argument(
-        "--minutes", type=number(float, 0), default=30, help="of training in this run (default: %(default)s)"
-    )
-    parser.add_argument("--batch_size", type=count, default=16, help="views a step (default: %(default)s)")
-    parser.add_argument(
-        "--learning_rate",
-        type=number(float, 0),
-        default=2e-3,
-        help="at the start; falls to a tenth (default: %(default)s)",
-    )
-    parser.add_argument("--mixed_precision", choices=("no", "bf16"), help="what `accelerate launch` says if missing")
-    parser.add_argument(
-        "--max_noise",
-        type=number(float, 0),
-        default=MAX_NOISE,
-        help="noise in the latents that the decoder learns from, as a share of their deviation (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--gate",
-        type=number(float, 0),
-        default=SATURATION_GATE,
-        help="saturation, relative to the truth's, below which this fails (default: %(default)s)",
-    )
-    options = parser.parse_args(argv)
-
-    set_seed(0)
-    accelerator = Accelerator(mixed_precision=options.mixed_precision)
-    dataset = ViewDataset(options.data)
-    if len(dataset) < options.batch_size:
+    parser = Parser("Make the mini checkpoint's VAE.")
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder of rendered shards")
+    add("--validation", type=Path, help="the same, held out, to measure on; --data if missing")
+    add("--output", type=Path, required=True, help="folder of the run; an interrupted run continues")
+    add("--checkpoint", help="VAE to start from, whose encoder stays; a new one if missing")
+    add("--minutes", type=number(float, 0), default=30.0, help="of this run, in which the rate falls to 0")
+    add("--batch-size", type=count, default=16, help="views a step and process")
+    add("--learning-rate", type=number(float, 0), default=2e-3, help="at the start")
+    add("--mixed-precision", choices=("no", "bf16"), help="what `accelerate launch` says if missing")
+    add("--max-noise", type=number(float, 0), default=MAX_NOISE, help="share of the latents' deviation")
+    add("--gate", type=number(float, 0), default=SATURATION_GATE, help="least saturation, relative to the truth's")
+    options = vars(parser.parse_args(argv))
+    gate = options.pop("gate")
+    result = train_decoder(**options)
+    print(json.dumps({**result, "gate": result["saturation"] >= gate}))
+    if result["saturation"] < gate:
         raise ValueError(
-            f"`--batch_size` is {options.batch_size}, but `--data` {options.data} has only {len(dataset)} views, plain"
-            " and mirrored: render more objects, or give fewer views a step."
-        )
-    vae = AutoencoderKL(**CONFIG)
-    if not (options.output / "vae").exists():
-        views = sample_views(dataset, 512)
-        initialise_encoder(vae, scale_image(views["pixels"]), views["alpha"])
-        vae.save_pretrained(options.output / "vae")
-    vae.load_state_dict(AutoencoderKL.from_pretrained(options.output / "vae").state_dict())
-    vae.requires_grad_(False)
-    vae.decoder.requires_grad_(True)
-    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
-    loader = torch.utils.data.DataLoader(dataset, options.batch_size, shuffle=True, drop_last=True)
-    vae, optimizer, loader = accelerator.prepare(vae, optimizer, loader)
-    bare = accelerator.unwrap_model(vae)
-    step, spent = 0, 0.0
-    # The old one is alone there if the run ended while it was being replaced
-    states = [path for name in ("state", "state.old") if (path := options.output / name).exists()]
-    if states:
-        accelerator.load_state(states[0])
-        progress = json.loads((states[0] / "progress.json").read_text())
-        step, spent = progress["step"], progress["seconds"]
-
-    check = sample_views(ViewDataset(options.validation) if options.validation else dataset, 64)
-    check = {name: value.to(accelerator.device) for name, value in check.items()}
-    start = saved = time.time()
-    total = 60 * options.minutes
-    with tqdm(desc="VAE decoder", unit="step", initial=step) as bar:
-        while time.time() - start < total:
-            for batch in loader:
-                if time.time() - start >= total:
-                    break
-                for group in optimizer.param_groups:
-                    group["lr"] = (
-                        options.learning_rate * max(0.1, 1 - (time.time() - start) / total) * min(1, (step + 1) / 100)
-                    )
-                pixels = scale_image(batch["pixels"])
-                with accelerator.autocast():
-                    with torch.no_grad():
-                        latents = noisy_latents(bare.encode(pixels).latent_dist, options.max_noise)
-                    reconstruction = bare.decode(latents).sample
-                loss = loss_function(reconstruction.float(), pixels, batch["alpha"])
-                accelerator.backward(loss)
-                accelerator.clip_grad_norm_(vae.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                step += 1
-                bar.update()
-                if step % 100 == 0:
-                    record = {"step": step, "loss": round(loss.item(), 4), **measure(bare, check)}
-                    print(json.dumps(record), flush=True)
-                if time.time() - saved > 300:
-                    saved = time.time()
-                    save(accelerator, options.output, step=step, seconds=spent + saved - start)
-    save(accelerator, options.output, step=step, seconds=spent + time.time() - start)
-
-    result = measure(bare, check)
-    bare.save_pretrained(options.output / "vae.new")
-    replace(options.output / "vae.new", options.output / "vae")
-    passed = result["saturation"] >= options.gate
-    print(json.dumps({"step": step, "seconds": round(spent + time.time() - start), **result, "gate": passed}))
-    if not passed:
-        raise ValueError(
-            f"The reconstructions have {result['saturation']:.2f} of the truth's saturation, below the gate of"
-            f" {options.gate}: train on."
+            f"The reconstructions have {result['saturation']:.2f} of the truth's saturation, below the gate of {gate}:"
+            " train on."
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+from scipy.spatial.transform import Rotation
 
 from pipeline import GREY
 
@@ -21,22 +22,6 @@ NUM_POINTS = 2000
 # A 2D point of an image that belongs to no 3D point. COLMAP reads images without points too, but programs that skip
 # empty lines, or stop at the first, read one image of six.
 NO_POINT = "0 0 -1"
-
-
-def quaternion(rotation: np.ndarray) -> np.ndarray:
-    """Unit quaternion (w, x, y, z) of a rotation matrix of shape (3, 3), w >= 0."""
-    # The eigenvector of the largest eigenvalue of Bar-Itzhack's symmetric matrix (2000)
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
-    matrix = np.array(
-        [
-            [xx + yy + zz, zy - yz, xz - zx, yx - xy],
-            [zy - yz, xx - yy - zz, xy + yx, xz + zx],
-            [xz - zx, xy + yx, yy - xx - zz, yz + zy],
-            [yx - xy, xz + zx, yz + zy, zz - xx - yy],
-        ]
-    )
-    vector = np.linalg.eigh(matrix)[1][:, -1]
-    return vector if vector[0] >= 0 else -vector
 
 
 def initial_points(views, poses: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +80,7 @@ def write_colmap(folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, 
     for i, (view, pose) in enumerate(zip(views, poses)):
         view.save(folder / "images" / f"view_{i}.png")
         rotation = np.diag([1, -1, -1]) @ pose[:3, :3].T
-        numbers = [*quaternion(rotation), *(-rotation @ pose[:3, 3])]
+        numbers = [*np.roll(Rotation.from_matrix(rotation).as_quat(canonical=True), 1), *(-rotation @ pose[:3, 3])]
         lines += [f"{i + 1} {' '.join(f'{number:.12g}' for number in numbers)} 1 view_{i}.png", NO_POINT]
     model = folder / "sparse" / "0"
     (model / "images.txt").write_text("\n".join(lines) + "\n")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pipeline import load_pictures
 
 from . import results
-from .loading import ROOT, load_pipeline
+from .loading import ROOT, Checkpoint
 from .options import one_line
 from .pictures import prepare, read_picture
 from .preview import Preview
@@ -28,7 +28,7 @@ class Settings:
 
     Args:
         output: folder or URL to write to.
-        load: arguments of [`loading.load_pipeline`].
+        checkpoint: that makes them.
         call: arguments of the pipeline that are the same for all.
         seed: of every picture.
         remove_background: whether to cut the object out.
@@ -41,7 +41,7 @@ class Settings:
     """
 
     output: str
-    load: dict
+    checkpoint: Checkpoint
     call: dict
     seed: int = 0
     remove_background: bool = False
@@ -58,7 +58,7 @@ class Generator:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.pipe = load_pipeline(**settings.load)
+        self.pipe = settings.checkpoint.load()
         self.upscaler = Upscaler(self.pipe.device.type) if settings.upscale else None
 
     def __call__(self, jobs: list[Job], progress: bool = False) -> list[dict]:
@@ -174,7 +174,7 @@ def run_on_ray(batches: list[list[Job]], settings: Settings, address: str, worke
         RayGenerator,
         fn_constructor_args=(settings,),
         concurrency=workers,
-        num_gpus=1 if str(settings.load.get("device")).startswith("cuda") else None,
+        num_gpus=1 if str(settings.checkpoint.device).startswith("cuda") else None,
     )
     for row in done.iter_rows():
         yield json.loads(row["results"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,12 +10,13 @@ from diffusers import ControlNetModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
-from pipeline import CAMERAS, Cameras, Zero123PlusPipeline, known_cameras
+from pipeline import Cameras, Zero123PlusPipeline
 
 ROOT = Path(__file__).resolve().parent.parent  # of this repository, which is the checkpoint that ships with it
 LORA_FILE = "pytorch_lora_weights.safetensors"
 RUN_FILE = "run.json"  # what a training run says of itself in each of its checkpoints, and a ControlNet of its cameras
-WEIGHTS = ("*.json", "*.txt", "*.model", "*.safetensors")
+# What components need: weights lie in the components' folders, but for a LoRA's and a ControlNet's own
+WEIGHTS = ("*.json", "*.txt", "*.model", "*/*.safetensors", "diffusion_pytorch_model*.safetensors", LORA_FILE)
 VARIANTS = ("*.fp16.*", "*non_ema*", "*onnx*", "*openvino*", "*flax*")  # not downloaded
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -42,11 +44,6 @@ def choose_dtype(device: str, dtype: str | None = None) -> torch.dtype:
     if dtype is None and device == "cpu":
         dtype = "bfloat16" if cpu_has_bfloat16() else "float32"
     return getattr(torch, dtype or ("float16" if device.startswith("cuda") else "float32"))
-
-
-def describe(device: str, dtype: str | None = None) -> str:
-    """Device and dtype in words; for arguments see [`choose_dtype`]."""
-    return f"on {device}, {str(choose_dtype(device, dtype)).removeprefix('torch.')}"
 
 
 def cpu_has_bfloat16() -> bool:
@@ -104,7 +101,7 @@ def read_json(path: Path) -> dict:
     return found
 
 
-def check_kind(folder: Path, name: str | Path):
+def check_kind(folder: Path):
     """Checks that a folder holds a pipeline of Zero123++.
 
     Raises:
@@ -116,15 +113,15 @@ def check_kind(folder: Path, name: str | Path):
         if kind == "Zero123PlusPipeline":
             return
         raise ValueError(
-            f"{name} holds a {kind}, but a Zero123PlusPipeline is needed. Stable Diffusion 2 becomes one by training:"
-            " `python -m training.train --phase 1 --checkpoint ...`."
+            f"{folder} holds a {kind}, but a Zero123PlusPipeline is needed. Stable Diffusion 2 becomes one by"
+            " training: `python -m training.train --phase 1 --checkpoint ...`."
         )
     if (folder / "config.json").is_file():
         kind = read_json(folder / "config.json").get("_class_name", "model of transformers")
         remedy = "give it as `--controlnet`" if kind == "ControlNetModel" else "give the folder above it"
-        raise ValueError(f"{name} holds a {kind}, but a whole Zero123PlusPipeline is needed: {remedy}.")
+        raise ValueError(f"{folder} holds a {kind}, but a whole Zero123PlusPipeline is needed: {remedy}.")
     raise ValueError(
-        f"{name} holds no model_index.json: it is no checkpoint of a pipeline. Give the folder that has it, or a run"
+        f"{folder} holds no model_index.json: it is no checkpoint of a pipeline. Give the folder that has it, or a run"
         " of training.train."
     )
 
@@ -164,84 +161,75 @@ def naming(name: str | Path):
 
 
 def load_components(
-    name: str | Path, dtype: torch.dtype, pickle: bool = False, cameras: str | None = None, **options
+    folder: Path, dtype: torch.dtype, pickle: bool = False, cameras: str | None = None
 ) -> Zero123PlusPipeline:
     """Loads a pipeline whose components all have one dtype. No code of the checkpoint runs.
 
     Args:
-        name: see [`find`].
+        folder: of [`find`].
         dtype: of all components.
         pickle: whether weights may be stored with pickle.
         cameras: a key of `pipeline.CAMERAS`, for a checkpoint that does not say its cameras.
-        options: components or configuration that replace the checkpoint's.
 
     Raises:
         ValueError: if it is of another kind, names components of its own code, has weights stored with pickle, or
             says that it has other cameras.
     """
-    folder = find(name, pickle)
-    check_kind(folder, name)
+    check_kind(folder)
     check_weights(folder, pickle)
-    with naming(name):
-        pipe = Zero123PlusPipeline.from_pretrained(
-            folder, dtype=dtype, use_safetensors=None if pickle else True, **options
-        )
+    with naming(folder):
+        pipe = Zero123PlusPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=None if pickle else True)
     if cameras is not None:
         set_cameras(pipe, cameras, "`--cameras`")
     return pipe
 
 
-def load_pipeline(
-    checkpoint: str | Path | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    cameras: str | None = None,
-    lora: str | Path | None = None,
-    lora_scale: float = 1.0,
-    pickle: bool = False,
-) -> Zero123PlusPipeline:
-    """Loads a checkpoint with the "trailing" time steps that Zero123++ is used with.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint to load. It can be sent to another process, which then loads it.
 
     Args:
-        checkpoint: see [`find`]; the one in this repository by default. A LoRA run is its LoRA on the checkpoint that
-            it was trained from.
+        name: see [`find`]; the one in this repository by default. A LoRA run is its LoRA on the checkpoint that it was
+            trained from.
         device: see [`choose_device`].
         dtype: one of `DTYPES`; see [`choose_dtype`].
         cameras: a key of `pipeline.CAMERAS`, for a checkpoint that does not say its cameras.
         lora: folder, run or Hub name of a LoRA.
         lora_scale: its strength.
         pickle: whether weights may be stored with pickle.
-
-    Raises:
-        ValueError: if it cannot be loaded, or `cameras` contradict the checkpoint.
     """
-    name = ROOT if checkpoint is None else checkpoint
-    device = choose_device(device)
-    folder = find(name, pickle)
-    if (folder / LORA_FILE).is_file() and lora is None:
-        name, lora = run_record(folder).get("checkpoint"), folder
-        if name is None:
-            raise ValueError(f"{folder} holds a LoRA alone: give it as `--lora`, and its base as `--checkpoint`.")
-    pipe = load_components(name, choose_dtype(device, dtype), pickle, cameras)
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="trailing")
-    if lora is not None:
-        add_lora(pipe, lora, lora_scale)
-    return pipe.to(device)
 
+    name: str | Path | None = None
+    device: str | None = None
+    dtype: str | None = None
+    cameras: str | None = None
+    lora: str | Path | None = None
+    lora_scale: float = 1.0
+    pickle: bool = False
 
-def preset_cameras(preset: str, source: str | Path) -> Cameras:
-    """The cameras of a preset, a key of `pipeline.CAMERAS`.
+    def describe(self) -> str:
+        """Device and dtype in words."""
+        device = choose_device(self.device)
+        return f"on {device}, {str(choose_dtype(device, self.dtype)).removeprefix('torch.')}"
 
-    Args:
-        preset: as read from a file.
-        source: what names it, for the message.
+    def load(self) -> Zero123PlusPipeline:
+        """Loads it with the "trailing" time steps that Zero123++ is used with.
 
-    Raises:
-        ValueError: if there is no such preset.
-    """
-    if preset not in list(CAMERAS):  # a list, because what a file says may not be hashable
-        raise ValueError(f"{source} says that it has the cameras {preset!r}, but there are only {', '.join(CAMERAS)}.")
-    return CAMERAS[preset]
+        Raises:
+            ValueError: if it cannot be loaded, or `cameras` contradict it.
+        """
+        device, lora = choose_device(self.device), self.lora
+        folder = find(ROOT if self.name is None else self.name, self.pickle)
+        if (folder / LORA_FILE).is_file() and lora is None:
+            base, lora = run_record(folder).get("checkpoint"), folder
+            if base is None:
+                raise ValueError(f"{folder} holds a LoRA alone: give it as `--lora`, and its base as `--checkpoint`.")
+            folder = find(base, self.pickle)
+        pipe = load_components(folder, choose_dtype(device, self.dtype), self.pickle, self.cameras)
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="trailing")
+        if lora is not None:
+            add_lora(pipe, lora, self.lora_scale)
+        return pipe.to(device)
 
 
 def set_cameras(pipe: Zero123PlusPipeline, preset: str, source: str):
@@ -256,21 +244,15 @@ def set_cameras(pipe: Zero123PlusPipeline, preset: str, source: str):
     Raises:
         ValueError: if there is no such preset, or the checkpoint says that it has others.
     """
-    wanted = preset_cameras(preset, source)
-    if pipe.cameras_are_known and not same_cameras(pipe.cameras, wanted):
+    wanted, known = Cameras.named(preset, source), Cameras.from_config(pipe.config)
+    if known and not known.agree(wanted):
         raise ValueError(
-            f"{source} has the cameras of {preset}, but the checkpoint says that it has others: {pipe.cameras}. Use"
-            " both with the same cameras."
+            f"{source} has the cameras of {preset}, but the checkpoint says that it has others: {known}. Use both with"
+            " the same cameras."
         )
     pipe.register_to_config(
         view_azimuths=list(wanted.azimuths), view_elevations=list(wanted.elevations), view_fov=wanted.fov
     )
-
-
-def same_cameras(one, other) -> bool:
-    """Whether two `pipeline.Cameras` agree within a hundredth of a degree, to which model cards round."""
-    pairs = zip((*one.azimuths, *one.elevations, one.fov), (*other.azimuths, *other.elevations, other.fov))
-    return all(abs(a - b) < 0.01 for a, b in pairs)
 
 
 def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
@@ -311,7 +293,7 @@ def load_controlnet(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if config.get("_class_name") != "ControlNetModel":
         raise ValueError(f"`--controlnet` {name} holds no ControlNetModel: give a folder that has its config.json.")
-    preset = run_record(folder).get("cameras") or known_cameras(str(name))
+    preset = run_record(folder).get("cameras") or Cameras.preset_of(name)
     if preset:
         set_cameras(pipe, preset, f"`--controlnet` {name}")
     with naming(name):

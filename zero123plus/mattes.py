@@ -24,7 +24,7 @@ def trimap(normals: np.ndarray) -> np.ndarray:
     return np.where(inside, 1.0, np.where(outside, 0.0, 0.5))
 
 
-def cut_out(view: np.ndarray, normals: np.ndarray) -> np.ndarray:
+def view_without_background(view: np.ndarray, normals: np.ndarray) -> np.ndarray:
     """A view without its background.
 
     Args:

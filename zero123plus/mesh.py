@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from scipy import ndimage, sparse
+from scipy import ndimage
 from scipy.spatial import cKDTree
+
+from pipeline import RADIUS
 
 from .pictures import cut_out
 
 MIN_GRID, MAX_GRID = 128, 192  # voxels of an edge, for meshes
 POINT_GRID = 64  # for points
-RADIUS = 0.5  # of the sphere that holds the object
 TRIM_SIGMA, TRIM_LEVEL = 2.5, 0.62  # voxels of `MIN_GRID`; share of a voxel's surroundings that must be solid
 TRIM_KEEP = 0.9  # of the most solid voxel of a pixel
 SMALL_PART = 0.1  # of the largest part's volume; smaller parts are removed
@@ -147,23 +148,14 @@ def surface(hull: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Vertices of shape (V, 3) in the world, and faces of shape (F, 3), of a hull's surface, smoothed so that voxels
     do not show (Taubin 1995, which does not shrink).
     """
+    import trimesh.smoothing
     from skimage.measure import marching_cubes
 
     vertices, faces, _, _ = marching_cubes(np.pad(hull, 1), 0.5, gradient_direction="ascent")  # the pad closes it
     vertices = to_world(vertices - 1, hull.shape[0])
-    mean = neighbour_mean(faces, len(vertices))
-    for _ in range(SMOOTHING):
-        for step in (0.5, -0.53):
-            vertices = vertices + step * (mean @ vertices - vertices)
-    return vertices, faces
-
-
-def neighbour_mean(faces: np.ndarray, count: int) -> sparse.csr_matrix:
-    """The matrix that replaces each of `count` vertices by the mean of its neighbours."""
-    edges = np.concatenate([faces[:, pair] for pair in ((0, 1), (1, 2), (2, 0))])
-    rows, columns = np.concatenate([edges, edges[:, ::-1]]).T
-    adjacency = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(count, count)).sign()
-    return sparse.diags(1 / np.maximum(adjacency.sum(1).A1, 1)) @ adjacency
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    trimesh.smoothing.filter_taubin(mesh, 0.5, 0.53, 2 * SMOOTHING)
+    return mesh.vertices.view(np.ndarray), faces
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What the command lines share: the numbers that options take, the options of a checkpoint, and errors in one line."""
 
 import argparse
+import dataclasses
 import functools
 import math
 import sys
@@ -38,6 +39,28 @@ scale = number(float, -1000, 1000)  # of guidance, a LoRA or a ControlNet
 seed = number(int, -(2**63), 2**64 - 1)  # what `torch.Generator.manual_seed` takes
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of every command. It takes `--some_option` for `--some-option`, which the help shows."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=Help)
+
+    def parse_known_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
+        known = []
+        for argument in sys.argv[1:] if args is None else args:
+            name, equals, value = argument.partition("=")
+            option = name.replace("_", "-")
+            known.append(option + equals + value if option in self._option_string_actions else argument)
+        return super().parse_known_args(known, namespace)
+
+
 def one_line(error: BaseException) -> str:
     """An error in one line."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -62,25 +85,28 @@ def add_cameras_option(add):
 
 
 def add_checkpoint_options(add):
-    """Adds the options of [`loading.load_pipeline`] to a command; `add` is `parser.add_argument`."""
+    """Adds the options of a [`loading.Checkpoint`] to a command; `add` is `parser.add_argument`."""
     add("--checkpoint", help="folder, training run or Hub name; the one in this repository if missing")
     add_cameras_option(add)
     add("--lora", help="folder, training run or Hub name of a LoRA for the UNet")
-    add("--lora-scale", "--lora_scale", type=scale, default=1.0, help="strength of the LoRA")
+    add("--lora-scale", type=scale, default=1.0, help="strength of the LoRA")
     add("--pickle", action="store_true", help="also read weights stored with pickle, which can run code")
     add("--device", help=DEVICE_HELP)
 
 
-def load_from_options(options: argparse.Namespace, dtype: str | None = None) -> Zero123PlusPipeline:
-    """[`loading.load_pipeline`] with the options that [`add_checkpoint_options`] adds. Says device and dtype."""
+def parse_checkpoint(options: argparse.Namespace, dtype: str | None = None) -> loading.Checkpoint:
+    """The checkpoint that the options of [`add_checkpoint_options`] name.
+
+    Raises:
+        ValueError: if its device is not there.
+    """
+    given = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(loading.Checkpoint)}
     device = loading.choose_device(options.device)
-    print(loading.describe(device, dtype), file=sys.stderr)
-    return loading.load_pipeline(
-        options.checkpoint,
-        device,
-        dtype,
-        options.cameras,
-        options.lora,
-        options.lora_scale,
-        options.pickle,
-    )
+    return loading.Checkpoint(**{**given, "name": options.checkpoint, "device": device, "dtype": dtype})
+
+
+def load_from_options(options: argparse.Namespace, dtype: str | None = None) -> Zero123PlusPipeline:
+    """Loads the checkpoint of [`parse_checkpoint`]. Says device and dtype."""
+    checkpoint = parse_checkpoint(options, dtype)
+    print(checkpoint.describe(), file=sys.stderr)
+    return checkpoint.load()

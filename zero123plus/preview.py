@@ -37,9 +37,9 @@ class Preview:
 
     @torch.no_grad()
     def __call__(self, pipe, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
-        latents = tensors["latents"][:1].float()
-        # Schedulers scale noisy latents differently; clean ones have about this deviation
-        latents = unscale_latents(latents / latents.std() * 0.75) / pipe.vae.config.scaling_factor
+        # At the variance that the next pass sees, which is that of clean latents in the end
+        latents = pipe.running_scheduler.scale_model_input(tensors["latents"][:1].float(), timestep)
+        latents = unscale_latents(latents) / pipe.vae.config.scaling_factor
         if self.colours is None:
             pixels = pipe.vae.decode(latents.to(pipe.vae.dtype)).sample[0].float()
         else:

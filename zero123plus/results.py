@@ -2,10 +2,8 @@
 
 import json
 import logging
-import os
 import shutil
 import tempfile
-import uuid
 from pathlib import Path, PurePosixPath
 
 import fsspec
@@ -16,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import COLUMNS, ROWS
 
+from . import files
 from .exports import EXPORTS
 from .pictures import LAST, cut_out
 
@@ -129,7 +128,7 @@ def put_result(write, output: str, name: str, overwrite: bool = False, resume: b
 
     Raises:
         ValueError: as [`check_target`].
-        OSError: if something else has appeared there meanwhile.
+        FileExistsError: if something else has appeared there meanwhile.
     """
     if check_target(output, name, overwrite, resume):
         return
@@ -140,33 +139,12 @@ def put_result(write, output: str, name: str, overwrite: bool = False, resume: b
             there = names_in(fs, path) if fs.exists(path) else []
             for old in sorted(NAMES.intersection(there), key=lambda old: old != LAST):  # no whole result from now on
                 fs.rm(f"{path}/{old}", recursive=True)
-            files = sorted((p for p in Path(folder).rglob("*") if p.is_file()), key=lambda p: p.name == LAST)
-            for file in files:
+            made = sorted((p for p in Path(folder).rglob("*") if p.is_file()), key=lambda p: p.name == LAST)
+            for file in made:
                 fs.put_file(str(file), f"{path}/{file.relative_to(folder).as_posix()}")
         return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unique = uuid.uuid4().hex  # two writers of one result do not meet
-    fresh, old = (target.with_name(f".{target.name}-{unique}.{kind}") for kind in ("partial", "old"))
-    fresh.mkdir()
-    try:
-        write(fresh)
-        replaces = overwrite and (target / LAST).exists()
-        if replaces:
-            os.rename(target, old)
-        try:
-            os.rename(fresh, target)  # fails where there is something by now
-        except OSError:
-            if replaces and not target.exists():
-                os.rename(old, target)
-            raise
-        if replaces:
-            for other in old.iterdir():
-                if other.name not in NAMES and not (target / other.name).exists():
-                    other.rename(target / other.name)
-            shutil.rmtree(old)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    with files.new_folder(Path(path), NAMES.__contains__ if overwrite else None, mark=LAST) as folder:
+        write(folder)
 
 
 class PreviewFile:
