@@ -9,7 +9,9 @@ attention, and the mixing of the CLIP image embedding into the prompt.
 
 import contextlib
 import copy
+import functools
 import inspect
+import itertools
 import math
 import numbers
 import re
@@ -76,6 +78,12 @@ GREY = 127  # background of the training data, which transparency is composited 
 MAX_EDGE = 16_384  # pixels; the longest side of a picture that is accepted
 BACKGROUND_TOLERANCE = 16  # of 255; how far a control tile's background may be from `GREY` without a warning
 ENCODED_EDGE = 1024  # pixels; a picture that must be padded is first shrunk to this: the encoders see less than that
+
+# What the references of many steps may take of memory, if a call does not say it. With the first a whole tile of the
+# public checkpoints fits a card of 12 GB; the second is for pipelines that are offloaded to save memory.
+REFERENCE_BYTES, OFFLOADED_REFERENCE_BYTES = 6 * 2**30, 2**30
+# A pass that writes takes about 1.5 times the memory of what it writes (65 MiB beside 44 of keys and values a sample)
+REFERENCE_PASS_FACTOR = 2.5
 
 # The tile that is denoised is scaled and shifted so that its latents are centred and have about unit variance. The
 # constants are those of the published pipeline and belong to its weights.
@@ -194,7 +202,7 @@ def check_scheduler(scheduler, num_inference_steps: int):
         )
 
 
-def copy_scheduler(scheduler, num_inference_steps: int, device: torch.device):
+def copy_scheduler(scheduler, num_inference_steps: int):
     """Copies a scheduler for one call, with its time steps set.
 
     A call works on a copy so that threads can share the pipeline. The copy never clips or thresholds: these options
@@ -203,31 +211,43 @@ def copy_scheduler(scheduler, num_inference_steps: int, device: torch.device):
     scheduler = copy.deepcopy(scheduler)
     clipping = {name: False for name in ("clip_sample", "thresholding") if scheduler.config.get(name)}
     scheduler.register_to_config(**clipping)
-    scheduler.set_timesteps(num_inference_steps, device=device)
+    scheduler.set_timesteps(num_inference_steps, device="cpu")  # where its sigmas are: no step waits for a GPU
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # else each step looks its index up, and the host waits for the device
     return scheduler
 
 
-def noise_to_step(scheduler, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Brings clean latents to the noise level of the model input at the current step.
+def noise_levels(scheduler) -> torch.Tensor:
+    """The ratio of noise to signal, sigma / alpha, of the model input at each evaluation of a call, shape (T,).
 
     Args:
-        scheduler: at that step.
+        scheduler: with its time steps set.
+    """
+    count = len(scheduler.timesteps)
+    if not hasattr(scheduler, "sigmas"):  # DDIM, DDPM, PNDM
+        signal = scheduler.alphas_cumprod[scheduler.timesteps]
+        return ((1 - signal) / signal).sqrt()
+    levels = scheduler.sigmas[:count].clone()
+    if hasattr(scheduler, "sigmas_interpol"):  # KDPM2's second evaluation of each step lies between two levels
+        first = 0 if hasattr(scheduler, "sigmas_down") else 1  # where the ancestral one and the other have them
+        levels[1::2] = scheduler.sigmas_interpol[first : count - 1 + first : 2]
+    return levels
+
+
+def noise_to_levels(latents: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Brings clean latents x to the noise levels s of model inputs: (x + s n) / sqrt(s^2 + 1), which has the variance
+    that every scheduler gives its model input.
+
+    Args:
         latents: shape (B, C, h, w).
-        noise: unit noise of the same shape.
-        t: the time step, without dimensions.
+        noise: unit noise n, shape (T, B, C, h, w).
+        levels: shape (T,).
 
     Returns:
-        The UNet's input of the same shape.
+        Shape (T, B, C, h, w), of the dtype of the latents.
     """
-    if getattr(scheduler, "state_in_first_order", True):
-        return scheduler.scale_model_input(scheduler.add_noise(latents, noise, t.reshape(1)), t)
-    # Heun and KDPM2 evaluate twice a step, and `add_noise` does not know the second level. `scale_model_input` does:
-    # it divides by sqrt(sigma^2 + 1).
-    scale = scheduler.scale_model_input(torch.ones(1, dtype=torch.float32, device=latents.device), t)
-    sigma = (scale**-2 - 1).sqrt().to(latents.dtype)
-    return scheduler.scale_model_input(latents + sigma * noise, t)
+    levels = levels.to(latents.device, torch.float32)[:, None, None, None, None]
+    return ((latents.float() + levels * noise.float()) / (levels.square() + 1).sqrt()).to(latents.dtype)
 
 
 # ---- Cameras ----
@@ -365,8 +385,8 @@ class ReferenceCache:
     of a module, and what is written to the copy would be lost.
     """
 
-    def __init__(self):
-        self.entries = {}
+    def __init__(self, entries: dict[str, tuple[torch.Tensor, torch.Tensor]] | None = None):
+        self.entries = entries or {}
 
     def write(self, layer: str, key: torch.Tensor, value: torch.Tensor):
         """Stores a layer's key and value, each of shape (B, N, heads, head_dim)."""
@@ -390,6 +410,59 @@ class ReferenceCache:
         if missing:
             key, value = (torch.cat([entry[:1].expand(missing, -1, -1, -1), entry]) for entry in (key, value))
         return key, value
+
+    def part(self, samples: slice) -> "ReferenceCache":
+        """A cache of some of the samples, which shares their memory."""
+        return ReferenceCache({name: (key[samples], value[samples]) for name, (key, value) in self.entries.items()})
+
+
+class References:
+    """The references of all steps of a call. A reference depends on its step's noise level and noise, but not on the
+    tile, so that one pass writes the keys and values of many steps. On a GPU this saves most of the time of one tile,
+    in which the host launches small kernels.
+
+    Args:
+        noisy: references of each step, the negative ones first, shape (T, M + B, C, h, w).
+        timesteps: of the steps, shape (T,).
+        num_negatives: M; steps without guidance leave these out.
+        interval: steps for which a reference is used.
+        is_guided: whether a step, by its number, is guided.
+        max_steps: steps of a pass, from the number of samples a step.
+    """
+
+    def __init__(self, noisy, timesteps, num_negatives: int, interval: int, is_guided: Callable, max_steps: Callable):
+        self.noisy, self.timesteps, self.num_negatives, self.interval = noisy, timesteps, num_negatives, interval
+        self.is_guided, self.max_steps = is_guided, max_steps
+        self.current, self.ahead = None, {}  # the cache that is read, and those of steps to come
+        self.guided, self.count = None, 0  # of the passes that wrote them: whether guided, and how many steps
+
+    def rewrite(self):
+        """Drops what was written, because the text has changed."""
+        self.guided, self.ahead = None, {}
+
+    def at(self, step: int, write: Callable[[torch.Tensor, torch.Tensor], ReferenceCache]) -> ReferenceCache:
+        """The reference that a step reads.
+
+        Args:
+            step: its number. Steps are asked for in their order.
+            write: runs a pass; takes references of shape (K N, C, h, w) and time steps of shape (K N,), of K steps of
+                N samples.
+        """
+        guided = self.is_guided(step)
+        if guided != self.guided or (step % self.interval == 0 and step not in self.ahead):
+            left = [step, *(i for i in range(step + 1, len(self.timesteps)) if i % self.interval == 0)]
+            left = list(itertools.takewhile(lambda i: self.is_guided(i) == guided, left))
+            noisy = self.noisy[:, 0 if guided else self.num_negatives :]
+            samples = noisy.shape[1]
+            if guided != self.guided:  # passes of one size, because each size is compiled by itself
+                self.count = math.ceil(len(left) / math.ceil(len(left) / self.max_steps(samples)))
+            chosen = (left + left[-1:] * self.count)[: self.count]
+            self.current, self.ahead, self.guided = None, {}, guided  # frees their memory
+            cache = write(noisy[chosen].flatten(0, 1), self.timesteps[chosen].repeat_interleave(samples))
+            parts = [cache.part(slice(n * samples, (n + 1) * samples)) for n in range(self.count)]
+            self.ahead = dict(zip(chosen, parts))
+        self.current = self.ahead.pop(step, self.current)
+        return self.current
 
 
 class ReferenceAttnProcessor:
@@ -459,7 +532,8 @@ class ReferenceAttnProcessor:
 
         out = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, backend=self._attention_backend)
         out = out.flatten(2, 3).to(query.dtype)
-        return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
+        out = attn.to_out[1](attn.to_out[0](out))
+        return out if attn.rescale_output_factor == 1 else out / attn.rescale_output_factor
 
 
 # `unet.set_default_attn_processor()` refuses processors that are not in this tuple
@@ -679,7 +753,7 @@ def embed_control_tiles(controlnet: torch.nn.Module, tiles: list) -> tuple[torch
         Several ControlNets, one that an offloading hook wraps or that is compiled, and one that takes BGR are returned
         as they are, with their tiles: a copy would not do what they do.
     """
-    wrapped = "forward" in vars(controlnet) or getattr(controlnet, "_compiled_call_impl", None) is not None
+    wrapped = "forward" in vars(controlnet) or is_compiled(controlnet)
     if wrapped or type(controlnet) is not ControlNetModel:
         return controlnet, tiles
     if controlnet.config.controlnet_conditioning_channel_order != "rgb":
@@ -687,6 +761,11 @@ def embed_control_tiles(controlnet: torch.nn.Module, tiles: list) -> tuple[torch
     embedded = copy.copy(controlnet)
     embedded._modules = {**controlnet._modules, "controlnet_cond_embedding": torch.nn.Identity()}
     return embedded, [controlnet.controlnet_cond_embedding(pixels) for pixels in tiles]
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Whether `torch.compile(module)` or `module.compile()` compiled it."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def is_whole(number) -> bool:
@@ -1178,6 +1257,40 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """Draws unit noise in the UNet's dtype."""
         return randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
 
+    def draw_reference_noise(self, steps: int, shape: tuple[int, ...], device: torch.device, generator):
+        """Draws the noise of the references of all steps at once, shape (steps, *shape). With a list of generators
+        each sample has what it would have alone.
+        """
+        if not isinstance(generator, list):
+            return self.draw_noise((steps, *shape), device, generator)
+        return torch.stack([self.draw_noise((steps, *shape[1:]), device, one) for one in generator], dim=1)
+
+    def max_reference_steps(self, shape: torch.Size, samples: int, max_bytes: int | None) -> int:
+        """How many steps' references one pass may write.
+
+        Args:
+            shape: of references, (B, C, h, w).
+            samples: of a step.
+            max_bytes: of keys, values and the pass that writes them; None for the default.
+        """
+        if max_bytes is None:
+            offloaded = any(hasattr(module, "_hf_hook") for module in (self.unet, self.vae))
+            max_bytes = OFFLOADED_REFERENCE_BYTES if offloaded else REFERENCE_BYTES
+        device = self._execution_device
+        if device.type == "cuda":
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            max_bytes = min(max_bytes, (torch.cuda.mem_get_info(device)[0] + unused) // 2)
+        levels, values = len(self.unet.config.block_out_channels), 0  # kept of a sample
+        for name in self.unet.attn_processors:
+            place = re.match(r"(down|up)_blocks\.(\d+)\..*attn1", name)
+            if place or "mid_block" in name and "attn1" in name:
+                level = (
+                    levels - 1 if not place else int(place[2]) if place[1] == "down" else levels - 1 - int(place[2])
+                )
+                width = self.unet.get_submodule(name.removesuffix(".processor")).inner_dim
+                values += 2 * width * math.prod(shape[2:]) // 4**level
+        return max(1, int(max_bytes / (samples * REFERENCE_PASS_FACTOR * values * self.unet.dtype.itemsize)))
+
     def prepare_latents(self, shape, scheduler, device, generator, latents: torch.Tensor | None) -> torch.Tensor:
         """Returns initial noise of `shape` (B, C, h, w), or `latents`, times the scheduler's initial sigma."""
         if latents is None:
@@ -1217,13 +1330,23 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     # The steps of the loop
 
-    def write_reference(self, cache: ReferenceCache, sample: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor):
-        """Runs the noisy reference, shape (B, C, h', w'), with its text states, shape (B, L, D), through the UNet,
-        which writes its keys and values into the cache, in place of earlier ones.
+    def write_reference(self, sample: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor) -> ReferenceCache:
+        """Runs noisy references of K steps through the UNet, which writes their keys and values.
+
+        Args:
+            sample: shape (K B, C, h', w').
+            t: their time steps, shape (K B,).
+            embeds: text states of one step, shape (B, L, D).
         """
-        cache.entries = {}  # frees their memory, and lets a compiled UNet find the same empty cache every time
+        cache = ReferenceCache()
         kwargs = {**(self.cross_attention_kwargs or {}), "reference": cache, "reference_mode": "write"}
-        self.unet(sample, t, embeds, cross_attention_kwargs=kwargs, return_dict=False)
+        torch.compiler.cudagraph_mark_step_begin()
+        self.unet(
+            sample, t, embeds.repeat(len(t) // len(embeds), 1, 1), cross_attention_kwargs=kwargs, return_dict=False
+        )
+        if is_compiled(self.unet):  # whose CUDA graphs would overwrite what they gave
+            cache.entries = {name: (key.clone(), value.clone()) for name, (key, value) in cache.entries.items()}
+        return cache
 
     def predict(
         self, cache: ReferenceCache, sample: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor, residuals: dict
@@ -1231,7 +1354,9 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """Predicts the tile's noise or velocity, shape (B, C, h, w), while attending to the reference in the cache."""
         kwargs = {**(self.cross_attention_kwargs or {}), "reference": cache, "reference_mode": "read"}
         options = {"cross_attention_kwargs": kwargs, "return_dict": False, **residuals}
-        return self.unet(sample, t, encoder_hidden_states=embeds, **options)[0]
+        torch.compiler.cudagraph_mark_step_begin()
+        prediction = self.unet(sample, t, encoder_hidden_states=embeds, **options)[0]
+        return prediction.clone() if is_compiled(self.unet) else prediction
 
     def control(
         self, controlnet, sample: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor, tiles: list, scale
@@ -1267,6 +1392,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         reference_interval: int = 1,
+        max_reference_bytes: int | None = None,
         controlnet_conditioning_scale: float | list[float] | None = None,
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
@@ -1304,6 +1430,9 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             guidance_end: share of the steps after which guidance ends. Steps without guidance cost about half.
             reference_interval: recompute the reference keys and values every N steps. 1 is exact, larger is
                 approximate and faster.
+            max_reference_bytes: memory that the references of many steps may take, which are written in one pass: 6
+                GiB by default, or 1 GiB if the pipeline is offloaded, and on a GPU at most half of what is free. Less
+                means more passes, with the same result.
             controlnet_conditioning_scale: strength of the ControlNet, or a list of them for several; that of
                 `add_controlnet` by default.
             control_guidance_start: share of the steps after which the ControlNet begins.
@@ -1358,6 +1487,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 "num_inference_steps": num_inference_steps,
                 "num_images_per_prompt": num_images_per_prompt,
                 "reference_interval": reference_interval,
+                "max_reference_bytes": 1 if max_reference_bytes is None else max_reference_bytes,
             },
             numbers={"guidance_scale": [guidance_scale], "controlnet_conditioning_scale": control_scales},
             shares={"guidance_rescale": guidance_rescale, "eta": eta},
@@ -1400,7 +1530,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 " timestep_spacing='trailing')"
             )
         device = self._execution_device
-        scheduler = copy_scheduler(self.scheduler, num_inference_steps, device)
+        scheduler = copy_scheduler(self.scheduler, num_inference_steps)
         num_steps = len(scheduler.timesteps)
         guidance = Guidance(guidance_scale, guidance_rescale, guidance_start, guidance_end)
         call = self._calls[threading.get_ident()] = _Call(guidance, scheduler, num_steps, cross_attention_kwargs)
@@ -1438,14 +1568,11 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         # so is its noise: it comes from a seed of its own, so that one pass serves a batch whose tiles must each be
         # what they would be alone
         pixels = preprocess(self.feature_extractor_vae, pictures)
-        references = self.prepare_reference_latents(pixels, num_images_per_prompt, device, generator)
+        reference_latents = self.prepare_reference_latents(pixels, num_images_per_prompt, device, generator)
         if may_guide:
             negative_generator = torch.Generator().manual_seed(0)
             negative = self.prepare_reference_latents(torch.zeros_like(pixels[:1]), 1, device, negative_generator)
-            references = torch.cat([negative.expand(num_negatives, -1, -1, -1), references])
-            # Drawn at once, because each move from the generator's device to another waits for that device
-            negative_noise = self.draw_noise((num_steps, *negative.shape[1:]), device, negative_generator)
-
+            reference_latents = torch.cat([negative.expand(num_negatives, -1, -1, -1), reference_latents])
         # 4. Prepare the initial noise and the control tiles
         latents = self.prepare_latents(shape, scheduler, device, generator, latents)
         accepted = inspect.signature(scheduler.step).parameters
@@ -1462,25 +1589,30 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             control_scale = control_scales if multiple else control_scales[0]
             controlnet, control_tiles = embed_control_tiles(self.controlnet, control_tiles)
 
-        # 5. Denoise
-        cache, guided, rewrite = ReferenceCache(), None, True
+        # 5. Denoise. The references of all steps are drawn and noised before, so that nothing in the loop waits
+        noise = self.draw_reference_noise(num_steps, (num_tiles, *reference_latents.shape[1:]), device, generator)
+        if may_guide:
+            negative_noise = self.draw_noise((num_steps, 1, *reference_latents.shape[1:]), device, negative_generator)
+            noise = torch.cat([negative_noise.expand(-1, num_negatives, -1, -1, -1), noise], dim=1)
+        # Floats, because integers would be another variant of a compiled UNet
+        timesteps = scheduler.timesteps.to(device, torch.float32)
+        references = References(
+            noise_to_levels(reference_latents, noise, noise_levels(scheduler)),
+            timesteps,
+            num_negatives,
+            reference_interval,
+            is_guided=lambda step: guidance.is_active(step / num_steps),
+            max_steps=lambda samples: self.max_reference_steps(reference_latents.shape, samples, max_reference_bytes),
+        )
         with self._running(call), self.progress_bar(total=num_steps) as progress_bar:
             for i, t in enumerate(scheduler.timesteps):
                 if call.interrupt:
                     continue
-                was_guided, guided = guided, guidance.is_active(i / num_steps)
 
-                # 5.1 The reference at the noise level of this step writes its keys and values. Its noise is drawn
-                # even where it is not used, so that `reference_interval` changes no other draw
-                noise = self.draw_noise((num_tiles, *references.shape[1:]), device, generator)
-                if rewrite or guided != was_guided or i % reference_interval == 0:
-                    halves = slice(0 if guided else num_negatives, None)  # the negative half comes first
-                    embeds = torch.cat([negative_prompt_embeds, prompt_embeds])[halves]
-                    if guided:
-                        noise = torch.cat([negative_noise[i : i + 1].expand(num_negatives, -1, -1, -1), noise])
-                    noisy = noise_to_step(scheduler, references[halves], noise, t)
-                    self.write_reference(cache, noisy, t, embeds)
-                    rewrite = False
+                # 5.1 The reference of this step, which a pass for many steps writes
+                guided = guidance.is_active(i / num_steps)
+                embeds = torch.cat([negative_prompt_embeds, prompt_embeds])[0 if guided else num_negatives :]
+                cache = references.at(i, functools.partial(self.write_reference, embeds=embeds))
 
                 # 5.2 The tile attends to them
                 model_input = scheduler.scale_model_input(latents.repeat(2 if guided else 1, 1, 1, 1), t)
@@ -1488,8 +1620,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 text = torch.cat([embeds[:1].expand(missing, -1, -1), embeds])  # (B * N or 2 B * N, L, D)
                 residuals = {}
                 if control_image is not None and control_guidance_start <= i / num_steps < control_guidance_end:
-                    residuals = self.control(controlnet, model_input, t, text, control_tiles, control_scale)
-                prediction = self.predict(cache, model_input, t, text, residuals)
+                    residuals = self.control(controlnet, model_input, timesteps[i], text, control_tiles, control_scale)
+                prediction = self.predict(cache, model_input, timesteps[i], text, residuals)
 
                 # 5.3 Guide and step
                 prediction = guidance(prediction) if guided else prediction
@@ -1498,7 +1630,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 if callback_on_step_end is not None:
                     tensors = dict(zip(self._callback_tensor_inputs, (latents, prompt_embeds, negative_prompt_embeds)))
                     given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    rewrite = update(tensors, callback_on_step_end(self, i, t, given))
+                    if update(tensors, callback_on_step_end(self, i, t, given)):
+                        references.rewrite()
                     latents, prompt_embeds, negative_prompt_embeds = tensors.values()
                 progress_bar.update()
 

@@ -7,7 +7,7 @@
 
 For each object `OUTPUT/NAME/` gets `input.webp`, `views.webp` (the true tile), both RGBA, `depth.webp` and
 `normals.webp` as a ControlNet sees them, and `nearest.webp` (the tile of the training sample whose input looks most
-alike). `OUTPUT/mean.webp` is the mean training tile, `heldout.json` says the cameras, and `CREDITS` who made the objects.
+alike). `OUTPUT/mean.webp` is the mean training tile, `heldout.json` says the cameras, and `CREDITS` who made what.
 """
 
 import json

@@ -28,7 +28,7 @@ class HiddenStateReference:
 
 
 class PlainZero123Plus(DiffusionPipeline):
-    """The components of [`pipeline.Zero123PlusPipeline`]."""
+    """The components of [`pipeline.Zero123PlusPipeline`], with scales and shift written out again, as an oracle."""
 
     def __init__(
         self,
@@ -113,9 +113,11 @@ class PlainZero123Plus(DiffusionPipeline):
         shape = (n, unet.config.in_channels, height // self.factor, width // self.factor)
         noise = draw(shape, generator) if latents is None else latents
         latents = noise * scheduler.init_noise_sigma
-        for t in self.progress_bar(scheduler.timesteps):
-            noise = draw(positive.shape, generator)
-            noise = torch.cat([draw(positive[:1].shape, negative_source).repeat(n, 1, 1, 1), noise])
+        steps = len(scheduler.timesteps)
+        positive_noise = draw((steps, *positive.shape), generator)
+        negative_noise = draw((steps, 1, *positive.shape[1:]), negative_source)
+        for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
+            noise = torch.cat([negative_noise[i].repeat(n, 1, 1, 1), positive_noise[i]])
             noisy = scheduler.add_noise(reference, noise, t.reshape(1))
             call("write", scheduler.scale_model_input(noisy, t), t, states)
             prediction = call("read", scheduler.scale_model_input(torch.cat([latents] * 2), t), t, states)

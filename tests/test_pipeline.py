@@ -1,5 +1,6 @@
 """What a call computes: against a plain reference, and in every way it can be asked."""
 
+import inspect
 import threading
 
 import diffusers
@@ -23,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pipeline
+from evaluation import benchmark
 from evaluation.plain import PlainZero123Plus
 
 
@@ -234,22 +236,59 @@ def test_guidance_interval(pipe, picture, run, interval):
     assert_differ(seen[1], seen[3])
 
 
-def test_reference_interval(pipe, run):
+@pytest.fixture
+def passes(pipe):
+    """The first letter of the mode, and the batch size, of each pass of the UNet."""
+    seen = []
+
+    def note(module, args, kwargs):
+        seen.append(f"{kwargs['cross_attention_kwargs']['reference_mode'][0]}{len(args[0])}")
+
+    pipe.unet.register_forward_pre_hook(note, with_kwargs=True)
+    return seen
+
+
+def test_reference_interval(pipe, run, passes):
     """Steps in between read the last reference, except that it is written again where guidance ends."""
     pictures = [noise_picture(0), noise_picture(1)]
-    writes = []
-
-    def hook(module, args, kwargs):
-        writes.append(kwargs["cross_attention_kwargs"]["reference_mode"])
-
-    handle = pipe.unet.register_forward_pre_hook(hook, with_kwargs=True)
     fewer = run(pipe, pictures, num_inference_steps=5, reference_interval=2)
-    assert writes == ["write", "read", "read"] * 2 + ["write", "read"]
-    writes.clear()
+    assert passes == ["w9", *["r4"] * 5]  # three steps of a negative and two positive references
+    passes.clear()
     run(pipe, pictures, num_inference_steps=4, reference_interval=4, guidance_end=0.5)
-    assert writes == ["write", "read", "read", "write", "read", "read"]
-    handle.remove()
+    assert passes == ["w3", "r4", "r4", "w2", "r2", "r2"]
     assert_differ(fewer, run(pipe, pictures, num_inference_steps=5))
+
+
+def test_references_of_many_steps_are_those_of_each(pipe, picture, run, passes, monkeypatch):
+    """In passes of one size, which follows from the memory that they may take."""
+    options = {"num_inference_steps": 5, "guidance_end": 0.8}
+    whole = run(pipe, picture, **options)
+    assert passes == ["w8", *["r2"] * 4, "w1", "r1"]
+    passes.clear()
+    assert_same(run(pipe, picture, max_reference_bytes=1, **options), whole)
+    assert passes == ["w2", "r2"] * 4 + ["w1", "r1"]
+    passes.clear()
+    monkeypatch.setattr(pipe, "max_reference_steps", lambda shape, samples, max_bytes: 3)
+    assert_same(run(pipe, picture, num_inference_steps=4), run(pipe, picture, num_inference_steps=4))
+    assert passes[:6] == ["w4", "r2", "r2", "w4", "r2", "r2"]
+
+
+def test_the_memory_of_references_is_bounded(pipe):
+    """Counted for the public checkpoints' size: 46 MB of keys and values a step and sample in float16."""
+    large = benchmark.build(benchmark.FULL, "meta", torch.float16)
+    shape = torch.Size((2, 4, 64, 64))
+    steps = [large.max_reference_steps(shape, samples, 6 * 2**30) for samples in (2, 8)]
+    assert steps == [int(6 * 2**30 / (samples * 2.5 * 46_202_880)) for samples in (2, 8)] and steps[0] >= 27
+
+
+def test_changed_text_is_written_for_all_steps_that_follow(pipe, picture, run, passes):
+    def callback(pipe, step, t, tensors):
+        return {"prompt_embeds": tensors["prompt_embeds"] + 1.0} if step == 1 else {}
+
+    options = {"num_inference_steps": 4, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    ours = run(pipe, picture, callback_on_step_end=callback, **options)
+    assert passes == ["w8", "r2", "r2", "w4", "r2", "r2"]
+    assert_same(run(pipe, picture, callback_on_step_end=callback, max_reference_bytes=1, **options), ours)
 
 
 def test_guidance_rescale(pipe, picture, run):
@@ -353,11 +392,13 @@ class TestControlNet:
 
 
 def model_levels(pipe, run, steps=6):
-    """For each pass of the UNet its mode, time step and input."""
+    """For each sample of each pass of the UNet the pass's mode, its time step and input."""
     seen = []
 
     def hook(module, args, kwargs):
-        seen.append((kwargs["cross_attention_kwargs"]["reference_mode"], float(args[1]), args[0].clone()))
+        times = args[1].expand(len(args[0])).tolist()
+        mode = kwargs["cross_attention_kwargs"]["reference_mode"]
+        seen.extend((mode, *pair) for pair in zip(times, args[0].clone()))
 
     handle = pipe.unet.register_forward_pre_hook(hook, with_kwargs=True)
     run(pipe, noise_picture(), num_inference_steps=steps, guidance_scale=1.0)
@@ -388,6 +429,25 @@ def test_other_schedulers_are_refused(pipe, picture, run, name):
 
 
 STOCHASTIC = {"DDPMScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"}
+
+
+@pytest.mark.parametrize("name", sorted(pipeline.SCHEDULERS))
+def test_references_have_the_levels_that_the_scheduler_gives_step_by_step(pipe, name):
+    """What `add_noise` and `scale_model_input` make of them, where `add_noise` knows the step's level."""
+    scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    ahead = pipeline.copy_scheduler(scheduler, 6)
+    latents, count = torch.randn(1, 4, 2, 2, generator=seeded()), len(ahead.timesteps)
+    noise = torch.randn(count, 1, 4, 2, 2, generator=seeded(1))
+    ours, compared = pipeline.noise_to_levels(latents, noise, pipeline.noise_levels(ahead)), 0
+    for i, t in enumerate(ahead.timesteps):
+        if getattr(ahead, "state_in_first_order", True):
+            expected = ahead.scale_model_input(ahead.add_noise(latents, noise[i], t.reshape(1)), t)
+            torch.testing.assert_close(ours[i], expected, rtol=1e-4, atol=1e-4)
+            compared += 1
+        sample = torch.randn(1, 4, 2, 2, generator=seeded(i))
+        ahead.scale_model_input(sample, t)
+        ahead.step(sample, t, sample)
+    assert compared >= 5
 
 
 @pytest.mark.parametrize("name", sorted(pipeline.SCHEDULERS))
@@ -546,3 +606,36 @@ def test_waiting_would_be_noticed(pipe, picture, run, wait):
         return {}
 
     assert wait in waits(pipe, picture, run, callback_on_step_end=callback)
+
+
+class CountCopies(TorchDispatchMode):
+    """Counts copies of tensors between devices."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        if operator.overloadpacket.__name__ in ("_to_copy", "copy_"):
+            devices = {tensor.device.type for tensor in (*args, result) if isinstance(tensor, torch.Tensor)}
+            self.count += len(devices) > 1
+        return result
+
+
+@pytest.mark.parametrize(
+    "name", sorted(pipeline.SCHEDULERS - {"UniPCMultistepScheduler"})
+)  # which makes small tensors
+def test_nothing_in_the_loop_moves_between_devices(pipe, name):
+    """But for the noise that some schedulers draw from a generator of the CPU. The latents are on another device."""
+    scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    scheduler = pipeline.copy_scheduler(scheduler, 6)
+    noisy = torch.empty(len(scheduler.timesteps), 2, 4, 8, 8, device="meta")
+    latents = torch.empty(1, 4, 6, 4, device="meta")
+    cache = pipeline.ReferenceCache({"layer": (torch.empty(12, 4, 1, 8, device="meta"),) * 2})
+    references = pipeline.References(noisy, scheduler.timesteps.to("meta"), 1, 1, lambda step: True, lambda samples: 6)
+    kwargs = {"generator": seeded()} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    with CountCopies() as copies:
+        for i, t in enumerate(scheduler.timesteps[:4]):
+            references.at(i, lambda sample, t: cache)
+            scheduler.scale_model_input(latents, t)
+            latents = scheduler.step(torch.empty_like(latents), t, latents, **kwargs)[0]
+    assert copies.count == (0 if name not in STOCHASTIC else 2 if name.startswith("KDPM2") else 4)
