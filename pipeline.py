@@ -16,7 +16,7 @@ import math
 import numbers
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -377,23 +377,48 @@ CAMERAS = {
 # ---- Reference attention ----
 
 
+class ReferenceEntry:
+    """The keys and values of one attention layer, each of shape (B, N, heads, head_dim), and the `next` layer's."""
+
+    def __init__(self, key: torch.Tensor | None = None, value: torch.Tensor | None = None):
+        self.key, self.value, self.next = key, value, None
+
+
 class ReferenceCache:
-    """Keys and values of the reference picture and of the text, by attention layer, in `entries`. A reference pass
-    writes them, and any number of passes read them.
+    """Keys and values of the reference picture and of the text, by attention layer. A reference pass writes them, and
+    any number of passes read them, in the order in which the layers run.
 
     This is a plain object rather than a dictionary, because offloading hooks rebuild dictionaries among the arguments
-    of a module, and what is written to the copy would be lost.
+    of a module, and what is written to the copy would be lost. It is a chain, because layers then share compiled code:
+    names, or places in a list, would be compiled once for each layer.
+
+    Args:
+        pairs: keys and values of the layers.
     """
 
-    def __init__(self, entries: dict[str, tuple[torch.Tensor, torch.Tensor]] | None = None):
-        self.entries = entries or {}
+    def __init__(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]] = ()):
+        self.start = self.place = ReferenceEntry()  # an empty one in front of the first
+        for key, value in pairs:
+            self.write("", key, value)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        entry = self.start.next
+        while entry is not None:
+            yield entry.key, entry.value
+            entry = entry.next
+
+    def rewound(self) -> "ReferenceCache":
+        """Itself, at the first layer. To be called before each pass that reads."""
+        self.place = self.start
+        return self
 
     def write(self, layer: str, key: torch.Tensor, value: torch.Tensor):
-        """Stores a layer's key and value, each of shape (B, N, heads, head_dim)."""
-        self.entries[layer] = key, value
+        """Stores the key and value of the layer that runs."""
+        self.place.next = ReferenceEntry(key, value)
+        self.place = self.place.next
 
     def read(self, layer: str, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns a layer's key and value for a batch of `batch_size`.
+        """Returns the key and value of the layer that runs for a batch of `batch_size`.
 
         There may be fewer entries than that. Under classifier-free guidance the first entry, the negative reference,
         is then repeated for the whole negative half, so that (1 + B) entries serve 2 B samples.
@@ -401,11 +426,10 @@ class ReferenceCache:
         Raises:
             RuntimeError: if the layer was not written.
         """
-        if layer not in self.entries:
-            raise RuntimeError(
-                f"No reference was written for {layer}: call the UNet with reference_mode='write' first."
-            )
-        key, value = self.entries[layer]
+        self.place = self.place.next
+        if self.place is None:
+            raise RuntimeError("No reference was written for this layer: call the UNet with reference_mode='write'.")
+        key, value = self.place.key, self.place.value
         missing = batch_size - key.shape[0]
         if missing:
             key, value = (torch.cat([entry[:1].expand(missing, -1, -1, -1), entry]) for entry in (key, value))
@@ -413,7 +437,7 @@ class ReferenceCache:
 
     def part(self, samples: slice) -> "ReferenceCache":
         """A cache of some of the samples, which shares their memory."""
-        return ReferenceCache({name: (key[samples], value[samples]) for name, (key, value) in self.entries.items()})
+        return ReferenceCache((key[samples], value[samples]) for key, value in self)
 
 
 class References:
@@ -474,7 +498,7 @@ class ReferenceAttnProcessor:
     Without a cache the processor computes plain attention.
 
     Args:
-        layer: the layer's name, which is the key of its entry in a [`ReferenceCache`].
+        layer: the layer's name.
         fused: whether to project with the joint matrices that `unet.fuse_qkv_projections()` made.
 
     When called, it takes besides the arguments of every attention processor of diffusers:
@@ -536,6 +560,8 @@ class ReferenceAttnProcessor:
         return out if attn.rescale_output_factor == 1 else out / attn.rescale_output_factor
 
 
+# diffusers asks for the signature in every layer of every pass; to make it takes a tenth of the host's time
+ReferenceAttnProcessor.__call__.__signature__ = inspect.signature(ReferenceAttnProcessor.__call__)
 # `unet.set_default_attn_processor()` refuses processors that are not in this tuple
 unet_2d_condition.CROSS_ATTENTION_PROCESSORS += (ReferenceAttnProcessor,)
 
@@ -1345,14 +1371,14 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             sample, t, embeds.repeat(len(t) // len(embeds), 1, 1), cross_attention_kwargs=kwargs, return_dict=False
         )
         if is_compiled(self.unet):  # whose CUDA graphs would overwrite what they gave
-            cache.entries = {name: (key.clone(), value.clone()) for name, (key, value) in cache.entries.items()}
+            cache = ReferenceCache((key.clone(), value.clone()) for key, value in cache)
         return cache
 
     def predict(
         self, cache: ReferenceCache, sample: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor, residuals: dict
     ) -> torch.Tensor:
         """Predicts the tile's noise or velocity, shape (B, C, h, w), while attending to the reference in the cache."""
-        kwargs = {**(self.cross_attention_kwargs or {}), "reference": cache, "reference_mode": "read"}
+        kwargs = {**(self.cross_attention_kwargs or {}), "reference": cache.rewound(), "reference_mode": "read"}
         options = {"cross_attention_kwargs": kwargs, "return_dict": False, **residuals}
         torch.compiler.cudagraph_mark_step_begin()
         prediction = self.unet(sample, t, encoder_hidden_states=embeds, **options)[0]

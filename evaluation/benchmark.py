@@ -10,8 +10,9 @@ a UNet of 865,910,724 parameters, tiles of 960 x 640, pictures of 512 x 512. On 
 proportions. Both pipelines have the same weights and are timed by turns, so that other work of the machine slows both
 alike; the ratio is that of the medians. The baseline runs eagerly, as it is published. A batch is N tiles of one
 picture; a baseline that cannot make several in a call, as the published pipeline, makes them one after another. The
-difference is that of one tile's latents, for which both are given the same noise. Writes `--output` (JSON) and prints
-a table.
+difference is that of one tile's latents, for which both are given the same noise. "graphs" is eager with
+`zero123plus.cuda_graphs` and fused projections. Launches and host time are those of `evaluation.host`, on the CPU.
+Writes `--output` (JSON) and prints a table.
 """
 
 import json
@@ -20,7 +21,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -43,12 +44,14 @@ from transformers import (
 
 from pipeline import CAMERAS, ReferenceCache, Zero123PlusPipeline, install_reference_attention
 from training.mini import SCHEDULE, build_tokenizer, edges, reference_processor
+from zero123plus.cuda_graphs import CudaGraphs
 from zero123plus.files import write_file
 from zero123plus.loading import DTYPES, choose_device
 from zero123plus.options import Parser, command, count
 
 from . import plain
 from .baseline import SharedNoise, load_baseline
+from .host import measure_host
 
 # `FULL` is the size of the public checkpoints: the reference has 64 x 64 latents, the tile 120 x 80. `SMALL` has the
 # same proportions, 32 x 32 and 60 x 40, for a CPU.
@@ -73,6 +76,18 @@ SMALL = {
     "width": 128,
     "text": (4, 4, 77),
     "vision": (4, 4, 128, 512, 112, 14),
+}
+# As deep as the public checkpoints, and narrow: what it costs is what the host does
+DEEP = {
+    "tile": (192, 128),
+    "picture": 64,
+    "unet": (32, 32, 32, 32),
+    "heads": [1, 1, 1, 1],
+    "layers": 2,
+    "vae": (32, 32, 32, 32),
+    "width": 32,
+    "text": (1, 1, 77),
+    "vision": (1, 1, 32, 32, 28, 14),
 }
 PARTS = ("reference pass", "denoising pass", "VAE", "encoders", "scheduler and rest")
 
@@ -213,7 +228,7 @@ def count_flops(pipe: Zero123PlusPipeline, size: dict, batch: int, steps: int) -
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as step:
             for mode, n, shape in (("write", 1 + batch, (reference, reference)), ("read", 2 * batch, (rows, columns))):
-                kwargs = {"reference": cache, "reference_mode": mode}
+                kwargs = {"reference": cache.rewound(), "reference_mode": mode}
                 unet(torch.empty(n, 4, *shape, device=meta), time_step, text[:n], cross_attention_kwargs=kwargs)
         with FlopCounterMode(display=False) as decoding:
             decoder.decode(torch.empty(batch, 4, rows, columns, device=meta))
@@ -243,17 +258,37 @@ def timed(call, device: torch.device) -> tuple[float, torch.Tensor]:
     return time.perf_counter() - start, result
 
 
+@torch.no_grad()
+def make_tiles(which, steps: int, count: int, generator, picture: np.ndarray, size: dict) -> torch.Tensor:
+    """Guided latents of `count` tiles of a picture by a pipeline, ours or a baseline."""
+    options = {"height": size["tile"][0], "width": size["tile"][1], "num_images_per_prompt": count}
+    options |= {"generator": generator, "output_type": "latent", "guidance_scale": 4.0}
+    result = which(Image.fromarray(picture), num_inference_steps=steps, **options)
+    return result if isinstance(result, torch.Tensor) else result.images
+
+
+def host_columns(baseline: Path, mode: str, steps: int) -> dict:
+    """The columns of [`host.measure_host`] for a mode."""
+    if mode == "compiled":
+        return {}
+    pipe = build(DEEP, "cpu", torch.float32)
+    other = load_baseline(baseline, pipe)
+    if mode == "graphs":
+        pipe.unet.fuse_qkv_projections()
+    picture = np.full((DEEP["picture"],) * 2 + (3,), 127, np.uint8)
+
+    def call(which):
+        return make_tiles(which, steps, 1, torch.Generator().manual_seed(0), picture, DEEP)
+
+    return measure_host(partial(call, pipe), partial(call, other), pipe, mode == "graphs", steps)
+
+
 def measure_setting(pipe, baseline, size: dict, batch: int, steps: int, repeats: int) -> dict:
     """Times one setting. The first call of each pipeline is not counted, because it compiles and selects kernels."""
     device = pipe.device
     picture = np.random.default_rng(0).integers(0, 256, (size["picture"], size["picture"], 3), dtype=np.uint8)
 
-    @torch.no_grad()
-    def tiles(which, steps, count, generator):
-        options = {"height": size["tile"][0], "width": size["tile"][1], "num_images_per_prompt": count}
-        options |= {"generator": generator, "output_type": "latent", "guidance_scale": 4.0}
-        result = which(Image.fromarray(picture), num_inference_steps=steps, **options)
-        return result if isinstance(result, torch.Tensor) else result.images
+    tiles = partial(make_tiles, picture=picture, size=size)
 
     def at_once(which):
         """Whether a pipeline makes several tiles in a call."""
@@ -352,7 +387,7 @@ def main(argv: list[str] | None = None):
     add = parser.add_argument
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to run on")
     add("--dtypes", nargs="+", choices=DTYPES, help="default: float16; float32 on a CPU")
-    add("--modes", nargs="+", choices=("eager", "compiled"), default=["eager"], help="default: eager")
+    add("--modes", nargs="+", choices=("eager", "graphs", "compiled"), default=["eager"], help="default: eager")
     add("--batches", nargs="+", type=count, help="default: 1 4")
     add("--steps", nargs="+", type=count, help="default: 28; 4 on a CPU")
     add("--repeats", type=count, default=3, help="timed calls, of which the median is reported")
@@ -370,7 +405,7 @@ def main(argv: list[str] | None = None):
         for batch in o.batches or [1, 4]
         for steps in o.steps or [4 if on_cpu else 28]
     ]
-    rows, made = [], None
+    rows, made, host = [], None, {}
     for dtype, mode, batch, steps in tqdm(settings, unit="setting"):
         if made != (dtype, mode):
             pipe = baseline = None  # free the memory for the next pair
@@ -378,9 +413,17 @@ def main(argv: list[str] | None = None):
             baseline = load_baseline(o.baseline, pipe)
             if mode == "compiled":
                 compile_pipeline(pipe)
+            if mode == "graphs":
+                pipe.unet.fuse_qkv_projections()
             made = dtype, mode
         setting = {"dtype": str(dtype).removeprefix("torch."), "mode": mode, "batch": batch, "steps": steps}
-        rows.append(setting | measure_setting(pipe, baseline, size, batch, steps, o.repeats))
+        if (mode, steps) not in host:
+            host[mode, steps] = host_columns(o.baseline, mode, steps)
+        row = {}
+        if mode != "graphs" or not on_cpu:
+            with CudaGraphs(pipe) if mode == "graphs" else nullcontext():
+                row = measure_setting(pipe, baseline, size, batch, steps, o.repeats)
+        rows.append(setting | row | host[mode, steps])
     report(rows, o.device, o.output)
 
 

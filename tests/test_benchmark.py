@@ -1,6 +1,7 @@
 """The benchmark: sizes, counts and the table, at a size that takes no time."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ def test_flops_grow_with_steps_and_batch():
 
 def test_table_and_shares(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "SMALL", TINY)
+    monkeypatch.setattr(benchmark, "DEEP", TINY)
     output = tmp_path / "results.json"
     benchmark.main(["--device", "cpu", "--batches", "2", "--repeats", "1", "--output", str(output)])
     (row,) = json.loads(output.read_text())["results"]
@@ -46,8 +48,16 @@ def test_table_and_shares(tmp_path, monkeypatch, capsys):
     assert "time to baseline's" in capsys.readouterr().out
 
 
+def test_the_host_launches_little_and_less_with_graphs():
+    """The bars of docs/speed.md; before, a step launched 1,527 operators."""
+    plain = Path(benchmark.plain.__file__)
+    eager, graphs = (benchmark.host_columns(plain, mode, 28) for mode in ("eager", "graphs"))
+    assert eager["launches a step"] < 830 and graphs["launches a step"] < 60
+
+
 def test_another_baseline_and_its_difference(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "SMALL", TINY)
+    monkeypatch.setattr(benchmark, "DEEP", TINY)
     (tmp_path / "pipeline.py").write_text(
         "from evaluation import plain\n\n\nclass Doubled(plain.PlainZero123Plus):\n"
         "    def __call__(self, *args, **kwargs):\n        return 2 * super().__call__(*args, **kwargs)\n"
@@ -61,6 +71,7 @@ def test_another_baseline_and_its_difference(tmp_path, monkeypatch):
 def test_a_baseline_like_the_published_file(tmp_path, monkeypatch):
     """It imports torchvision, pads to the tokenizer's length and makes one tile a call."""
     monkeypatch.setattr(benchmark, "SMALL", TINY)
+    monkeypatch.setattr(benchmark, "DEEP", TINY)
     (tmp_path / "pipeline.py").write_text(
         "from torchvision import transforms\n\nfrom evaluation import plain\n\n\n"
         "class Published(plain.PlainZero123Plus):\n"
@@ -105,6 +116,7 @@ def test_shared_noise_does_not_depend_on_the_order_of_drawing():
 
 def test_baseline_without_a_pipeline_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "SMALL", TINY)
+    monkeypatch.setattr(benchmark, "DEEP", TINY)
     (tmp_path / "pipeline.py").write_text("x = 1\n")
     with pytest.raises(SystemExit, match="has 0 pipelines"):
         benchmark.main(["--device", "cpu", "--baseline", str(tmp_path / "pipeline.py")])

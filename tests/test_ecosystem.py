@@ -16,6 +16,7 @@ from peft.utils import get_peft_model_state_dict
 
 from evaluation.benchmark import compile_pipeline
 from pipeline import ReferenceCache, Zero123PlusPipeline, install_reference_attention
+from training.loss import NamedReferences
 
 
 def test_save_and_reload_after_a_call(pipe, picture, run, tmp_path):
@@ -128,7 +129,7 @@ def test_own_processor_that_takes_the_reference_is_kept(pipe, picture, run):
 
 def test_reading_what_was_not_written_is_an_error(pipe):
     sample, states = torch.randn(1, 4, 6, 4), torch.randn(1, 16, 128)
-    for mode, words in (("read", "reference_mode='write' first"), ("keep", "`reference_mode` is 'keep'")):
+    for mode, words in (("read", "reference_mode='write'"), ("keep", "`reference_mode` is 'keep'")):
         with pytest.raises((RuntimeError, ValueError), match=words):
             pipe.unet(
                 sample, 7, states, cross_attention_kwargs={"reference": ReferenceCache(), "reference_mode": mode}
@@ -169,7 +170,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(pipe):
     reference, tile, states = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 6, 4), torch.randn(2, 16, 128)
 
     def gradients(unet):
-        cache = ReferenceCache()
+        cache = NamedReferences()
         unet(reference, 7, states, cross_attention_kwargs={"reference": cache, "reference_mode": "write"})
         out = unet(tile, 7, states, cross_attention_kwargs={"reference": cache, "reference_mode": "read"}).sample
         out.square().mean().backward()

@@ -630,7 +630,7 @@ def test_nothing_in_the_loop_moves_between_devices(pipe, name):
     scheduler = pipeline.copy_scheduler(scheduler, 6)
     noisy = torch.empty(len(scheduler.timesteps), 2, 4, 8, 8, device="meta")
     latents = torch.empty(1, 4, 6, 4, device="meta")
-    cache = pipeline.ReferenceCache({"layer": (torch.empty(12, 4, 1, 8, device="meta"),) * 2})
+    cache = pipeline.ReferenceCache([(torch.empty(12, 4, 1, 8, device="meta"),) * 2])
     references = pipeline.References(noisy, scheduler.timesteps.to("meta"), 1, 1, lambda step: True, lambda samples: 6)
     kwargs = {"generator": seeded()} if "generator" in inspect.signature(scheduler.step).parameters else {}
     with CountCopies() as copies:

@@ -24,6 +24,21 @@ from .encode import Encoder, sample_moments
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 850, 999)
 
 
+class NamedReferences(ReferenceCache):
+    """Keys and values by the layers' names: gradient checkpointing runs layers again, in another order."""
+
+    def __init__(self):
+        self.entries = {}
+
+    def write(self, layer: str, key: torch.Tensor, value: torch.Tensor):
+        """Stores a layer's key and value."""
+        self.entries[layer] = key, value
+
+    def read(self, layer: str, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns a layer's key and value, which are of the same batch."""
+        return self.entries[layer]
+
+
 class Denoiser(torch.nn.Module):
     """Everything that is trained, as one module: the UNet, the ramp, the vision encoder, and a ControlNet where there
     is one.
@@ -54,7 +69,7 @@ class Denoiser(torch.nn.Module):
         """
         image_embeds = self.vision_encoder(clip_pixels).image_embeds * keep[:, None]
         prompt_embeds = mix_image_embeds(prompt_embeds, image_embeds, self.ramp)
-        cache = ReferenceCache()
+        cache = NamedReferences()
         write, read = ({"reference": cache, "reference_mode": mode} for mode in ("write", "read"))
         self.unet(noisy_reference, timesteps, prompt_embeds, cross_attention_kwargs=write)
         residuals = {}
