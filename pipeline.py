@@ -560,8 +560,6 @@ class ReferenceAttnProcessor:
         return out if attn.rescale_output_factor == 1 else out / attn.rescale_output_factor
 
 
-# diffusers asks for the signature in every layer of every pass; to make it takes a tenth of the host's time
-ReferenceAttnProcessor.__call__.__signature__ = inspect.signature(ReferenceAttnProcessor.__call__)
 # `unet.set_default_attn_processor()` refuses processors that are not in this tuple
 unet_2d_condition.CROSS_ATTENTION_PROCESSORS += (ReferenceAttnProcessor,)
 
