@@ -42,7 +42,7 @@ def test_every_kind_is_built_and_depends_on_its_seed_alone():
 
 def test_normalise_fits_the_sphere():
     blender.reset_scene(1)
-    with pytest.raises(ValueError, match="no extent"):
+    with pytest.raises(ValueError, match="A render shows no faces"):
         blender.normalise()
     toy = toys.build("car", 3)
     toy.location = (3, 4, 5)

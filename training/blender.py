@@ -8,7 +8,9 @@ import json
 import math
 import os
 import random
+import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import bpy
@@ -25,6 +27,8 @@ INPUT_ELEVATIONS = (-10.0, 40.0)
 INPUT_FOVS = (25.0, 45.0)
 INPUT_MARGINS = (1.0, 1.2)  # of the distance at which the sphere just fills the view
 STRETCH = (0.7, 1.4)  # of a variant, along each axis
+MIN_COVER = 0.01  # of some target view
+UP_SUFFIXES = (".obj", ".ply", ".stl")  # of files that do not say which axis is up
 DEPTH_UNITS = 16384
 NO_DEPTH = np.iinfo(np.uint16).max  # where there is nothing
 
@@ -43,14 +47,20 @@ def hdri_paths(folder: Path | None = None) -> list[Path]:
 
 
 def reset_scene(samples: int):
-    """Empties Blender and sets up Cycles: `samples` per pixel, denoised, transparent background."""
+    """Empties Blender and sets up Cycles ([`prepare_scene`])."""
     bpy.ops.wm.read_factory_settings(use_empty=True)
+    prepare_scene(samples)
+
+
+def prepare_scene(samples: int):
+    """Sets up Cycles in the active scene: `samples` per pixel, denoised, transparent background; and a camera."""
     scene = bpy.context.scene
     scene.render.engine = "CYCLES"
     scene.cycles.samples = samples
     scene.cycles.use_denoising, scene.cycles.denoising_quality = True, "FAST"
     scene.cycles.denoising_input_passes = "RGB"  # albedo and normal passes would double the time of so small a view
     scene.cycles.max_bounces = 4
+    scene.cycles.transparent_max_bounces = 128  # layers of leaves or hair, beyond which Cycles shows black
     scene.render.film_transparent = True
     scene.render.use_persistent_data = True
     scene.render.threads_mode, scene.render.threads = "FIXED", 1
@@ -66,32 +76,81 @@ def reset_scene(samples: int):
     layer.use_pass_z = layer.use_pass_normal = True
 
 
+class ShownPoints(bpy.types.RenderEngine):
+    """A render engine that draws nothing and notes the corners of all faces that a render shows: with the modifiers,
+    instances and visibility of renders, which no other way of Blender's tells.
+    """
+
+    bl_idname, bl_label = "SHOWN_POINTS", "Shown points"
+    points: np.ndarray | None = None
+
+    def render(self, depsgraph):
+        found = [np.zeros((0, 3))]
+        for instance in depsgraph.object_instances:
+            thing = instance.object
+            if thing.type not in ("MESH", "CURVE", "SURFACE", "FONT", "META"):
+                continue
+            if not (instance.show_self and thing.visible_camera):
+                continue
+            mesh = thing.to_mesh()
+            places = np.array([not is_invisible(slot.material) for slot in thing.material_slots] or [True])
+            material, total, loop = (np.empty(len(mesh.polygons), np.int32) for _ in range(3))
+            mesh.polygons.foreach_get("material_index", material)
+            mesh.polygons.foreach_get("loop_total", total)
+            corners = np.empty(len(mesh.loops), np.int32)
+            mesh.loops.foreach_get("vertex_index", corners)
+            shown = np.repeat(places[material.clip(0, len(places) - 1)], total)
+            vertices = np.empty(3 * len(mesh.vertices))
+            mesh.vertices.foreach_get("co", vertices)
+            matrix = np.array(instance.matrix_world)
+            corners = vertices.reshape(-1, 3)[np.unique(corners[shown])]
+            found.append(corners @ matrix[:3, :3].T + matrix[:3, 3])
+            thing.to_mesh_clear()
+        ShownPoints.points = np.concatenate(found)
+
+
+bpy.utils.register_class(ShownPoints)
+
+
+def is_invisible(material: bpy.types.Material | None) -> bool:
+    """Whether a material is fully transparent everywhere."""
+    if material is None or not material.use_nodes:
+        return False
+    output = material.node_tree.get_output_node("CYCLES")
+    links = output.inputs["Surface"].links if output else ()
+    shader = links[0].from_node if links else None
+    if shader is not None and shader.type == "BSDF_PRINCIPLED":
+        return not shader.inputs["Alpha"].links and shader.inputs["Alpha"].default_value < 1 / 255
+    return shader is not None and shader.type == "BSDF_TRANSPARENT"
+
+
+def shown_points() -> np.ndarray:
+    """Corners of all faces that a render of the scene shows, in the world, shape (P, 3)."""
+    scene = bpy.context.scene
+    before, ShownPoints.points = scene.render.engine, None
+    scene.render.engine = ShownPoints.bl_idname
+    bpy.ops.render.render()
+    scene.render.engine = before
+    return ShownPoints.points
+
+
 def normalise(min_thickness: float = 0.0, stretch=(1.0, 1.0, 1.0)):
     """Moves and scales all of the scene together: bounding-box centre to the origin, farthest vertex to `RADIUS`.
 
-    The bounds are those of the meshes as they are rendered, with modifiers, instances and animation.
+    The bounds are those of [`shown_points`].
 
     Args:
         min_thickness: the least ratio of the bounds' shortest edge to their longest.
         stretch: factor along each axis, before that.
 
     Raises:
-        ValueError: if the scene has no vertices, or all of them in one point, or is flatter than that.
+        ValueError: if a render shows no faces, or all of them in one point, or is flatter than that.
     """
-    points = [np.zeros((0, 3))]
-    for instance in bpy.context.evaluated_depsgraph_get().object_instances:
-        if instance.object.type != "MESH":
-            continue
-        mesh = instance.object.to_mesh()
-        flat = np.empty(3 * len(mesh.vertices))
-        mesh.vertices.foreach_get("co", flat)
-        matrix = np.array(instance.matrix_world)
-        points.append(flat.reshape(-1, 3) @ matrix[:3, :3].T + matrix[:3, 3])
-    points = np.concatenate(points) * stretch
+    points = shown_points() * stretch
     centre = (points.min(0) + points.max(0)) / 2 if len(points) else 0
     extent = np.linalg.norm(points - centre, axis=1).max() if len(points) else 0
     if not 0 < extent < math.inf:
-        raise ValueError("The object has no extent: it needs at least one mesh with two distinct vertices.")
+        raise ValueError("A render shows no faces: all are hidden or transparent, or lie in one point.")
     edges = np.ptp(points, axis=0)
     if edges.min() < min_thickness * edges.max():
         raise ValueError(f"The object is flat: its shortest edge is {edges.min() / edges.max():.3f} of its longest.")
@@ -101,7 +160,9 @@ def normalise(min_thickness: float = 0.0, stretch=(1.0, 1.0, 1.0)):
         Matrix.Scale(RADIUS / extent, 4) @ Matrix.Translation(-Vector(centre)) @ Matrix.Diagonal((*stretch, 1))
     )
     for thing in bpy.context.scene.objects:
-        if thing.parent is None and thing != bpy.context.scene.camera:
+        while thing.parent not in (None, fit):
+            thing = thing.parent  # which may lie in another scene
+        if thing not in (bpy.context.scene.camera, fit):
             thing.parent = fit
     bpy.context.collection.objects.link(fit)
     bpy.context.view_layer.update()
@@ -127,16 +188,9 @@ def light(hdri: Path, rotation: float, strength: float):
 
 def importer(path: Path):
     """Returns Blender's own importer for a file, or None if it has none. Scripts in .blend files do not run."""
-
-    def append(filepath):
-        with bpy.data.libraries.load(filepath) as (source, target):
-            target.objects = source.objects
-        for thing in target.objects:
-            bpy.context.collection.objects.link(thing)
-
     return {
-        ".glb": bpy.ops.import_scene.gltf,
-        ".gltf": bpy.ops.import_scene.gltf,
+        ".glb": import_rest_pose,
+        ".gltf": import_rest_pose,
         ".obj": bpy.ops.wm.obj_import,
         ".ply": bpy.ops.wm.ply_import,
         ".stl": bpy.ops.wm.stl_import,
@@ -145,35 +199,80 @@ def importer(path: Path):
         ".usda": bpy.ops.wm.usd_import,
         ".usdc": bpy.ops.wm.usd_import,
         ".usdz": bpy.ops.wm.usd_import,
-        ".blend": append,
+        ".blend": open_scene,
     }.get(path.suffix.lower())
 
 
+def import_rest_pose(filepath: str):
+    """Imports a glTF file in the rest pose of its nodes, because an animation may begin with parts that are away."""
+    from io_scene_gltf2.io.imp.gltf2_io_gltf import glTFImporter
+
+    read = glTFImporter.read
+
+    def read_without_animations(self):
+        read(self)
+        self.data.animations = None
+
+    glTFImporter.read = read_without_animations
+    try:
+        bpy.ops.import_scene.gltf(filepath=filepath)
+    finally:
+        glTFImporter.read = read
+
+
+def open_scene(filepath: str):
+    """Shows the active scene of a .blend file, as it is at its frame, in a scene with the settings of ours."""
+    samples = bpy.context.scene.cycles.samples
+    bpy.ops.wm.open_mainfile(filepath=filepath, load_ui=False, use_scripts=False)
+    theirs, layer = bpy.context.scene, bpy.context.view_layer
+    hidden = [layer.layer_collection]
+    for collection in hidden:  # which grows
+        hidden += collection.children
+        collection.collection.hide_render |= collection.exclude and collection is not layer.layer_collection
+    ours = bpy.data.scenes.new("ours")
+    for child in theirs.collection.children:
+        ours.collection.children.link(child)
+    for thing in theirs.collection.objects:
+        ours.collection.objects.link(thing)
+    bpy.context.window.scene = ours
+    ours.frame_set(theirs.frame_current, subframe=theirs.frame_subframe)
+    prepare_scene(samples)
+
+
 def load_object(item: dict, folder: str | None = None):
-    """Adds an object to the empty scene: a toy, or the meshes of a file, at frame 1.
+    """Adds an object to the empty scene: a toy, or what a render of a file shows, without its lights.
 
     Args:
         item: as `training.render` lists it.
         folder: to extract an archive's object into.
 
     Raises:
-        ValueError: if the file has no faces, or an image that it uses is missing.
+        ValueError: if the file has no faces, or lacks something that its materials need.
     """
     if item["source"] == "toys":
         kind, seed = item["id"].rsplit("-", 1)
         toys.build(kind, int(seed))
     else:
         path = catalogue.extract(item, folder) if "member" in item else Path(item["path"])
-        importer(path)(filepath=str(path))
-        for thing in list(bpy.context.scene.objects):
-            if thing.type in ("CAMERA", "LIGHT", "LIGHT_PROBE", "SPEAKER") and thing != bpy.context.scene.camera:
-                bpy.data.objects.remove(thing, do_unlink=True)
+        check_source(path)
+        axes = {"up_axis": "Z", "forward_axis": "Y"} if item.get("up") == "z" else {}
+        importer(path)(filepath=str(path), **(axes if path.suffix.lower() in UP_SUFFIXES else {}))
+        for thing in bpy.context.scene.objects:
+            if thing.type in ("LIGHT", "LIGHT_PROBE"):  # not removed: its children have their place by it
+                thing.hide_render = True
         if "rotation" in item:
             turn(item["rotation"])
+        find_textures(path.parent)
         check_import()
         show_vertex_colours()
-    bpy.context.scene.frame_set(1)
+        cull_backfaces()
     bpy.context.view_layer.update()
+
+
+def is_animated() -> bool:
+    """Whether something in the scene moves, so that a render shows one frame of it."""
+    moving = (thing.animation_data for thing in bpy.context.scene.objects)
+    return any(data and (data.action or data.nla_tracks or data.drivers) for data in moving)
 
 
 def turn(rotation: list[float]):
@@ -185,27 +284,111 @@ def turn(rotation: list[float]):
             thing.matrix_world = matrix.to_4x4() @ thing.matrix_world
 
 
+def check_source(path: Path):
+    """Checks what Blender's importers pass over in a file.
+
+    Raises:
+        ValueError: if an .obj file names a material that is nowhere defined, or a .ply file has colours at its faces.
+    """
+    if path.suffix.lower() == ".ply":
+        header = path.read_bytes()[:65536].partition(b"end_header")[0].decode("latin-1")
+        if "property uchar red" in header.partition("element face")[2]:
+            raise ValueError(
+                f"{path.name} has colours at its faces, which Blender does not import: move them to the vertices."
+            )
+    if path.suffix.lower() != ".obj":
+        return
+    used, defined, missing = set(), set(), []
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        word, _, rest = line.strip().partition(" ")
+        if word == "usemtl":
+            used.add(rest.strip())
+        elif word == "mtllib":
+            library = path.parent / rest.strip().replace("\\", "/")
+            if not library.is_file():
+                missing.append(library.name)
+                continue
+            lines = library.read_text("utf-8", errors="replace").splitlines()
+            defined |= {line.split(None, 1)[1].strip() for line in lines if line.strip().startswith("newmtl ")}
+    lacking = sorted(name for name in used - defined if name not in ("", "None", "(null)"))
+    if lacking:
+        where = f"{', '.join(missing)} is missing" if missing else "no material library defines it"
+        raise ValueError(f"{path.name} uses the material {lacking[0]!r}, but {where}: put it there.")
+
+
+def find_textures(folder: Path):
+    """Finds textures that a file names by a path of another machine or with backslashes: what stands at the end of the
+    path, in the file's folder.
+    """
+    for image in bpy.data.images:
+        if image.source != "FILE" or image.packed_file or os.path.isfile(bpy.path.abspath(image.filepath)):
+            continue
+        parts = [part for part in re.split(r"[\\/]", image.filepath) if part]
+        for first in range(len(parts)):
+            path = folder.joinpath(*parts[first:])
+            if path.is_file():
+                image.filepath = str(path)
+                image.reload()
+                break
+
+
+def material_nodes() -> Iterator[tuple[str, bpy.types.Node]]:
+    """The material's name and the node, of all nodes of all materials, in groups too."""
+    for material in bpy.data.materials:
+        trees = [material.node_tree] if material.node_tree else []
+        for tree in trees:  # which grows
+            for node in tree.nodes:
+                if node.type == "GROUP" and node.node_tree and node.node_tree not in trees:
+                    trees.append(node.node_tree)
+                yield material.name, node
+
+
 def check_import():
     """Checks what an importer made: it reports neither faces nor textures that are missing.
 
     Raises:
         ValueError: naming what is missing.
     """
-    meshes = [thing.data for thing in bpy.data.objects if thing.type == "MESH"]
-    if not any(len(mesh.polygons) for mesh in meshes):
-        count = sum(len(mesh.vertices) for mesh in meshes)
+    things = [thing for thing in bpy.data.objects if thing.type == "MESH"]
+    if not any(thing.data.polygons or thing.modifiers for thing in things) and not any(
+        thing.type in ("CURVE", "SURFACE", "FONT", "META") for thing in bpy.data.objects
+    ):
+        count = sum(len(thing.data.vertices) for thing in things)
         raise ValueError(f"The file has {count} points but no faces: a point cloud cannot be rendered. Mesh it first.")
-    for image in bpy.data.images:
-        path = bpy.path.abspath(image.filepath)
-        if image.source == "FILE" and not image.packed_file and not os.path.isfile(path):
-            raise ValueError(f"The texture {path} is missing: put it there, or pack it into the file.")
+    for material, node in material_nodes():
+        if node.type not in ("TEX_IMAGE", "TEX_ENVIRONMENT") or not any(output.links for output in node.outputs):
+            continue
+        where = f"{node.name} of the material {material}"
+        if node.image is None:
+            raise ValueError(f"The texture node {where} has no image: give it one, or remove it.")
+        path = bpy.path.abspath(node.image.filepath)
+        if node.image.source == "FILE" and not node.image.packed_file and not os.path.isfile(path):
+            raise ValueError(f"The texture {path} of {where} is missing: put it there, or pack it into the file.")
+        if node.image.source == "FILE" and not all(node.image.size):
+            raise ValueError(f"The texture {path or node.image.name} of {where} cannot be decoded: it is damaged.")
+
+
+def is_plain(material: bpy.types.Material | None) -> bool:
+    """Whether a material is white or of the grey that importers give where a file says nothing."""
+    shader = material and material.node_tree and material.node_tree.nodes.get("Principled BSDF")
+    if material is None or not shader:
+        return material is None
+    colour = shader.inputs["Base Color"]
+    return (
+        not colour.links
+        and max(colour.default_value[:3]) - min(colour.default_value[:3]) < 0.01
+        and any(
+            abs(colour.default_value[0] - grey) < 0.02
+            for grey in (0.8, 1.0, 0.604)  # 0.8 in sRGB is 0.604
+        )
+    )
 
 
 def show_vertex_colours():
-    """Gives meshes that have vertex colours and no material one that shows the colours."""
+    """Gives meshes that have vertex colours and plain materials one that shows the colours."""
     for thing in bpy.data.objects:
         mesh = thing.data
-        if thing.type != "MESH" or not mesh.color_attributes or any(mesh.materials):
+        if thing.type != "MESH" or not mesh.color_attributes or not all(map(is_plain, mesh.materials)):
             continue
         material = bpy.data.materials.new("vertex colours")
         material.use_nodes = True
@@ -213,8 +396,53 @@ def show_vertex_colours():
         attribute = nodes.new("ShaderNodeVertexColor")
         attribute.layer_name = mesh.color_attributes[0].name
         links.new(attribute.outputs["Color"], nodes["Principled BSDF"].inputs["Base Color"])
-        mesh.materials.clear()
-        mesh.materials.append(material)
+        if not len(mesh.materials):
+            mesh.materials.append(material)
+        for i in range(len(mesh.materials)):
+            mesh.materials[i] = material
+
+
+def cull_backfaces():
+    """Makes single-sided materials (glTF's default) show nothing from behind, where Cycles shows their backs.
+
+    Closed parts that face inwards, such as the shell of a toon outline, show nothing from outside, and would keep the
+    light from what they enclose: they are removed.
+    """
+    culled = {material for material in bpy.data.materials if material.use_backface_culling and material.node_tree}
+    for thing in bpy.data.objects:
+        if thing.type == "MESH" and any(material in culled for material in thing.data.materials):
+            remove_inward_parts(thing, culled)
+    for material in culled:
+        nodes, links = material.node_tree.nodes, material.node_tree.links
+        output = material.node_tree.get_output_node("CYCLES")
+        if not output or not output.inputs["Surface"].links:
+            continue
+        mix = nodes.new("ShaderNodeMixShader")
+        links.new(nodes.new("ShaderNodeNewGeometry").outputs["Backfacing"], mix.inputs["Fac"])
+        links.new(output.inputs["Surface"].links[0].from_socket, mix.inputs[1])
+        links.new(nodes.new("ShaderNodeBsdfTransparent").outputs["BSDF"], mix.inputs[2])
+        links.new(mix.outputs["Shader"], output.inputs["Surface"])
+
+
+def remove_inward_parts(thing: bpy.types.Object, culled: set):
+    """Removes the faces of a material of `culled` that together are closed and have a negative volume."""
+    import bmesh  # which can be found only after bpy
+
+    mesh = bmesh.new()
+    mesh.from_mesh(thing.data)
+    mirrored = -1 if thing.matrix_world.determinant() < 0 else 1
+    for place, material in enumerate(thing.data.materials):
+        faces = [face for face in mesh.faces if face.material_index == place]
+        if material not in culled or not faces:
+            continue
+        own = set(faces)
+        if any(sum(other in own for other in edge.link_faces) != 2 for face in faces for edge in face.edges):
+            continue
+        fans = ((face.verts[0].co, a.co, b.co) for face in faces for a, b in zip(face.verts[1:], face.verts[2:]))
+        if mirrored * sum(a.dot(b.cross(c)) for a, b, c in fans) < 0:
+            bmesh.ops.delete(mesh, geom=faces, context="FACES")
+    mesh.to_mesh(thing.data)
+    mesh.free()
 
 
 def render_view(camera: dict, size: int, folder: str) -> dict[str, np.ndarray]:
@@ -309,8 +537,8 @@ def render_object(
     """Renders an object, in this process, and returns its sample for a WebDataset shard.
 
     Raises:
-        ValueError: if it has nothing to render, is flatter than `min_thickness`, or covers less than `min_cover` of
-            some target view.
+        ValueError: if it has nothing to render, lacks something that its materials need, is flatter than
+            `min_thickness`, or covers less than `min_cover` of some target view, or than `MIN_COVER` of all.
     """
     rng = random.Random(f"{seed}/{item['id']}")
     hdri, rotation, strength = rng.choice(hdri_paths(hdris)), rng.uniform(0, 2 * math.pi), rng.uniform(0.9, 1.4)
@@ -325,15 +553,19 @@ def render_object(
             "inputs": [render_view(camera, input_size, folder) for camera in inputs],
             "targets": [render_view(camera, size, folder) for camera in targets],
         }
-    if not any(view["rgba"][..., 3].any() for view in views["targets"]):
-        raise ValueError("No target view shows the object: it is transparent, or its faces are too small.")
-    cover = min((view["rgba"][..., 3] > 0).mean() for view in views["targets"])
-    if cover < min_cover:
-        raise ValueError(f"The object covers {cover:.3f} of a target view, less than {min_cover}.")
+    cover = [(view["rgba"][..., 3] > 0).mean() for view in views["targets"]]
+    if max(cover) < MIN_COVER:
+        raise ValueError(
+            f"The object covers at most {max(cover):.4f} of a target view, less than {MIN_COVER}: it is transparent,"
+            " or something that cannot be seen is far away from it."
+        )
+    if min(cover) < min_cover:
+        raise ValueError(f"The object covers {min(cover):.3f} of a target view, less than {min_cover}.")
     record = {
         "object": item["id"],
         **{name: item[name] for name in ("source", *catalogue.FIELDS, "of") if name in item},
         **({"stretch": stretch} if "of" in item else {}),
+        **({"animated": True} if is_animated() else {}),
         "cameras": {"preset": preset, "inputs": inputs, "targets": targets},
         "light": {"hdri": hdri.name, "rotation": rotation, "strength": strength},
         "blender": bpy.app.version_string,

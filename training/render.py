@@ -38,7 +38,7 @@ from pathlib import Path
 
 import bpy
 import webdataset
-from pebble import ProcessPool
+from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from pipeline import CAMERAS
@@ -48,6 +48,10 @@ from zero123plus.options import Parser, command, count, number, share
 from . import catalogue, toys
 from .blender import hdri_paths, importer, render_object, silence_blender
 from .shards import check_shards, index_shards, read_member, read_object
+
+# Suffixes of files beside objects: materials, buffers, textures, lists
+COMPANIONS = {".mtl", ".bin", ".txt", ".md", ".json", ".jsonl", ""}
+COMPANIONS |= {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".tga", ".bmp", ".exr", ".hdr", ".dds"}
 
 
 def render_shard(items: list[dict], minutes: float, work) -> tuple[bytes, list[dict]]:
@@ -61,8 +65,6 @@ def render_shard(items: list[dict], minutes: float, work) -> tuple[bytes, list[d
     Returns:
         The shard, and for each object that failed its `id` and `error`.
     """
-    # The process must find the package `bpy`, not the inner module of that name whose folder Blender adds to the path.
-    sys.path[:] = [folder for folder in sys.path if folder not in bpy.utils.script_paths(subdir="modules")]
     buffer, failures = io.BytesIO(), []
     context = multiprocessing.get_context("spawn")
     with (
@@ -71,17 +73,50 @@ def render_shard(items: list[dict], minutes: float, work) -> tuple[bytes, list[d
     ):
         for item in items:
             try:
-                shard.write(pool.schedule(work, (item,), timeout=60 * minutes).result())
+                try:
+                    sample = pool.schedule(work, (item,), timeout=60 * minutes).result()
+                except ProcessExpired:  # once more: it may have been the process alone
+                    sample = pool.schedule(work, (item,), timeout=60 * minutes).result()
+                shard.write(sample)
+            except ImportError:  # of the worker, which no object is to blame for
+                raise
             except Exception as error:  # whatever a file does to Blender, the others are to be rendered
+                if not pool.active:
+                    raise
                 reason = f"over {minutes} minutes" if isinstance(error, TimeoutError) else f"{error}"
                 failures.append({"id": item["id"], "error": f"{type(error).__name__}: {reason}"})
     return buffer.getvalue(), failures
 
 
+def hide_inner_modules():
+    """Lets new processes find the package `bpy`, not the inner module of that name whose folder Blender adds to the
+    path. To be called before there are threads.
+    """
+    sys.path[:] = [folder for folder in sys.path if folder not in bpy.utils.script_paths(subdir="modules")]
+
+
+def read_names(path: Path) -> list[str]:
+    """Reads a text file of names or uids: one a line, or the first column of a table, with or without a head.
+
+    Raises:
+        ValueError: if it has none, or is no text in UTF-8 or UTF-16.
+    """
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}): save it as that.") from error
+    names = [re.split(r"[,;\t]", line)[0].strip().strip('"') for line in text.splitlines()]
+    names = [name for name in names if name and name.lower() not in ("uid", "id", "name", "object")]
+    if not names:
+        raise ValueError(f"{path} has no names: give one a line.")
+    return names
+
+
 def toy_items(count: int, first_seed: int, names: Path | None) -> list[dict]:
     """`count` toys of each kind, or those that a file names, one KIND-SEED a line."""
     seeds = range(first_seed, first_seed + count)
-    ids = names.read_text().split() if names else [f"{kind}-{seed}" for seed in seeds for kind in toys.KINDS]
+    ids = read_names(names) if names else [f"{kind}-{seed}" for seed in seeds for kind in toys.KINDS]
     return [{"id": name, "source": "toys", "licence": "Apache-2.0"} for name in ids]
 
 
@@ -94,12 +129,17 @@ def file_items(path: Path) -> list[dict]:
     """
     if path.suffix.lower() == catalogue.ARCHIVE:
         return catalogue.archive_items(path)
-    paths = [path] if path.is_file() else sorted(path.rglob("*"))
-    paths = [file for file in paths if file.is_file() and importer(file)]
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    paths = [file for file in files if importer(file)]
+    left_out = [file.name for file in files if not importer(file) and file.suffix.lower() not in COMPANIONS]
+    named = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
     if not paths:
         raise ValueError(
-            f"`--objects` {path} has no file that Blender imports (.glb, .obj, .ply, .stl, .usd, .blend, ...)."
+            f"`--objects` {path} has no file that Blender imports (.glb, .obj, .ply, .stl, .usd, .blend, ...)"
+            + (f", but {named}." if left_out else ".")
         )
+    if left_out:
+        print(f"{len(left_out)} files of {path} are left out, which Blender does not import: {named}", file=sys.stderr)
     root = path.parent if path.is_file() else path
     known = catalogue.folder_catalogue(root)
     names = [str(file.relative_to(root)) for file in paths]
@@ -135,7 +175,7 @@ def objaverse_items(given: str) -> list[dict]:
     import objaverse
 
     if Path(given).is_file():
-        uids = Path(given).read_text().split()
+        uids = read_names(Path(given))
     else:
         categories = objaverse.load_lvis_annotations()
         if given not in categories:
@@ -145,6 +185,8 @@ def objaverse_items(given: str) -> list[dict]:
     unknown = [uid for uid in uids if uid not in licences]
     if unknown:
         print(f"{len(unknown)} uids are not in Objaverse and are left out: {', '.join(unknown[:5])}", file=sys.stderr)
+    if not licences:
+        raise ValueError(f"`--objaverse` {given}: none of its {len(uids)} uids is in Objaverse, such as {uids[0]!r}.")
     paths = objaverse.load_objects([uid for uid in uids if uid in licences])
     return [
         {"id": uid, "source": f"objaverse/{uid}", "licence": licences[uid].get("license"), "path": paths[uid]}
@@ -155,18 +197,25 @@ def objaverse_items(given: str) -> list[dict]:
 
 def write_manifest(output: Path):
     """Writes `manifest.jsonl`: each object's record, its shard and the shard's hash."""
-    digests, lines = {}, []
+    digests, lines, animated = {}, [], []
     for entry in index_shards(output, needed=False):
         shard = entry["shard"]
         if shard not in digests:
             digests[shard] = hashlib.sha256(shard.read_bytes()).hexdigest()
         record = json.loads(read_member(entry, "json"))
         lines.append(json.dumps({**record, "shard": shard.name, "sha256": digests[shard]}))
+        animated += [record["object"]] if record.get("animated") else []
     write_file(output / "manifest.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    if animated:
+        print(
+            f"{len(animated)} objects are animated, of which one frame is shown: {', '.join(animated[:5])}",
+            file=sys.stderr,
+        )
 
 
 def run_here(jobs: list[tuple], workers: int) -> Iterator[tuple]:
     """Renders shards on this machine; yields (path, shard, failures) as they are finished."""
+    hide_inner_modules()
     with ThreadPoolExecutor(workers) as threads:
         futures = {threads.submit(render_shard, *job): path for path, job in jobs}
         for future in as_completed(futures):
@@ -178,7 +227,12 @@ def run_on_ray(jobs: list[tuple], address: str) -> Iterator[tuple]:
     import ray
 
     ray.init(address=address, log_to_driver=False, runtime_env={"py_modules": [str(Path(__file__).parent)]})
-    task = ray.remote(num_cpus=1, max_retries=5)(render_shard)
+
+    def render_shard_there(*job):
+        hide_inner_modules()
+        return render_shard(*job)
+
+    task = ray.remote(num_cpus=1, max_retries=5)(render_shard_there)
     paths = {task.remote(*job): path for path, job in jobs}
     waiting = list(paths)
     while waiting:
@@ -294,6 +348,7 @@ def main(argv: list[str] | None = None):
     add("--seed", type=number(int, 0), default=0, help="of cameras and lighting")
     add("--shard-size", type=count, default=20, help="objects a shard")
     add("--stretched", type=number(int, 0), default=0, help="with --objects, shapes of each stretched at random")
+    add("--up", choices=("y", "z"), default="y", help="axis that is up in .obj, .ply and .stl, which do not say it")
     add("--min-thickness", type=share, default=0, help="leave out what is flatter: shortest edge over longest")
     add("--min-cover", type=share, default=0, help="leave out what covers less of some target view")
     add("--minutes", type=number(float, 0), default=5, help="time limit of an object")
@@ -304,7 +359,8 @@ def main(argv: list[str] | None = None):
     o = parser.parse_args(argv)
     hdri_paths(o.hdris)
     if o.objects:
-        items = stretched([item for path in o.objects for item in file_items(path)], o.stretched)
+        items = [{**item, "up": o.up} for path in o.objects for item in file_items(path)]
+        items = stretched(items, o.stretched)
     elif o.objaverse:
         items = objaverse_items(o.objaverse)
     else:

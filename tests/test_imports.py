@@ -1,0 +1,346 @@
+"""What is rendered of files is what a render of the file itself would show. Every file is made here."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+bpy = pytest.importorskip("bpy", reason="bpy is built for Python 3.11 only")
+pytestmark = pytest.mark.slow  # Blender starts and renders
+
+from training import blender, render  # noqa: E402
+
+CAMERA = {"azimuth": 30.0, "elevation": 20.0, "fov": 30.0, "distance": 1.866}
+CUBE = 0.556  # of the view, which a cube covers
+
+
+def look(path, tmp_path, **more):
+    """Cover and mean colour (in [0, 255]) of what is seen of a file."""
+    blender.reset_scene(4)
+    blender.load_object({"source": "file", "path": str(path), **more})
+    blender.normalise()
+    blender.light(blender.hdri_paths()[0], 0.0, 1.0)
+    rgba = blender.render_view(CAMERA, 48, str(tmp_path))["rgba"]
+    seen = rgba[..., 3] > 127
+    return seen.mean(), rgba[seen][:, :3].mean(0) if seen.any() else np.zeros(3)
+
+
+def new_scene():
+    """An empty scene with a cube of edge 1."""
+    blender.reset_scene(1)
+    bpy.data.objects.remove(bpy.context.scene.camera)
+    bpy.ops.mesh.primitive_cube_add(size=1)
+    return bpy.context.object
+
+
+def painted(name, colour, **settings):
+    """A material of a colour."""
+    material = bpy.data.materials.new(name)
+    material.use_nodes = True
+    for key, value in {"Base Color": (*colour, 1), **settings}.items():
+        material.node_tree.nodes["Principled BSDF"].inputs[key].default_value = value
+    return material
+
+
+def save_blend(tmp_path):
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "file.blend"))
+    return tmp_path / "file.blend"
+
+
+def far_points(cube, tmp_path):
+    mesh = bpy.data.meshes.new("points")
+    mesh.from_pydata([(30, 0, 0), (31, 0, 0), (0, 40, 0)], [(0, 1)], [])
+    bpy.context.scene.collection.objects.link(bpy.data.objects.new("points", mesh))
+
+
+def invisible_box(cube, tmp_path):
+    bpy.ops.mesh.primitive_cube_add(size=40)
+    bpy.context.object.data.materials.append(painted("glass", (1, 1, 1), Alpha=0.0))
+
+
+def hidden_helper(cube, tmp_path):
+    bpy.ops.mesh.primitive_cube_add(size=40)
+    bpy.context.object.hide_render = True
+
+
+def hidden_collection(cube, tmp_path):
+    collection = bpy.data.collections.new("hidden")
+    bpy.context.scene.collection.children.link(collection)
+    bpy.ops.mesh.primitive_cube_add(size=40)
+    big = bpy.context.object
+    for owner in big.users_collection:
+        owner.objects.unlink(big)
+    collection.objects.link(big)
+    bpy.context.view_layer.layer_collection.children["hidden"].exclude = True
+
+
+def another_scene(cube, tmp_path):
+    other, mesh = bpy.data.scenes.new("other"), bpy.data.meshes.new("big")
+    mesh.from_pydata([(0, 0, 0), (40, 0, 0), (0, 40, 0)], [], [(0, 1, 2)])
+    other.collection.objects.link(bpy.data.objects.new("big", mesh))
+
+
+@pytest.mark.parametrize("beside", (far_points, invisible_box, hidden_helper, hidden_collection, another_scene))
+def test_what_a_render_does_not_show_changes_nothing(tmp_path, beside):
+    """It stands far beside a cube, or around it."""
+    beside(new_scene(), tmp_path)
+    cover, _ = look(save_blend(tmp_path), tmp_path)
+    assert cover == pytest.approx(CUBE, abs=0.02)
+
+
+def test_what_is_hidden_in_the_viewport_alone_is_measured(tmp_path):
+    """It is in a render: a cube 4 times as large."""
+    new_scene()
+    bpy.ops.mesh.primitive_cube_add(size=4)
+    bpy.context.object.hide_viewport = True
+    cover, _ = look(save_blend(tmp_path), tmp_path)
+    assert cover == pytest.approx(CUBE, abs=0.02)
+
+
+def test_modifiers_of_renders_are_measured(tmp_path):
+    """An array of three cubes in a row, which the viewport does not show, fits the sphere."""
+    modifier = new_scene().modifiers.new("row", "ARRAY")
+    modifier.count, modifier.show_viewport = 3, False
+    path = save_blend(tmp_path)
+    blender.reset_scene(1)
+    blender.load_object({"source": "file", "path": str(path)})
+    blender.normalise()
+    assert np.linalg.norm(blender.shown_points(), axis=1).max() == pytest.approx(0.5, abs=1e-4)
+    assert np.ptp(blender.shown_points(), axis=0) == pytest.approx(np.array([3, 1, 1]) / 11**0.5, abs=1e-4)
+
+
+def test_a_child_of_a_light_keeps_its_place(tmp_path):
+    """A small cube beside a large one, three of its edges away."""
+    new_scene()
+    light = bpy.data.objects.new("light", bpy.data.lights.new("light", "POINT"))
+    bpy.context.scene.collection.objects.link(light)
+    light.location = (3, 0, 0)
+    bpy.ops.mesh.primitive_cube_add(size=0.5)
+    bpy.context.object.parent = light
+    path = save_blend(tmp_path)
+    blender.reset_scene(1)
+    blender.load_object({"source": "file", "path": str(path)})
+    points = blender.shown_points()
+    assert points[:, 0].max() == pytest.approx(3.25) and points[:, 0].min() == pytest.approx(-0.5)
+
+
+def write_glb(path, nodes, materials=(), images=(), animations=(), flip=()):
+    """A .glb of one triangle soup, a cube of edge 1, for each node; `flip` are those that face inwards."""
+    corners = np.array([(x, y, z) for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)], np.float32)
+    quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+    faces = np.array([(a, b, c) for quad in quads for a, b, c in (quad[:3], (quad[0], *quad[2:]))], np.uint16)
+    times = np.array([0, 1], np.float32)
+    away = np.array([(30, 0, 0), (0, 0, 0)], np.float32)
+    parts = [corners.tobytes(), faces.tobytes(), faces[:, ::-1].tobytes(), times.tobytes(), away.tobytes()]
+    parts += list(images)
+    views, offset = [], 0
+    for part in parts:
+        views.append({"buffer": 0, "byteOffset": offset, "byteLength": len(part)})
+        offset += len(part) + -len(part) % 4
+    binary = b"".join(part + bytes(-len(part) % 4) for part in parts)
+    accessors = [
+        {"bufferView": 0, "componentType": 5126, "count": 8, "type": "VEC3", "min": [-0.5] * 3, "max": [0.5] * 3},
+        {"bufferView": 1, "componentType": 5123, "count": 36, "type": "SCALAR"},
+        {"bufferView": 2, "componentType": 5123, "count": 36, "type": "SCALAR"},
+        {"bufferView": 3, "componentType": 5126, "count": 2, "type": "SCALAR", "min": [0], "max": [1]},
+        {"bufferView": 4, "componentType": 5126, "count": 2, "type": "VEC3"},
+    ]
+    meshes = [
+        {"primitives": [{"attributes": {"POSITION": 0}, "indices": 2 if i in flip else 1, "material": i}]}
+        for i in range(len(nodes))
+    ]
+    materials = list(materials) or [{} for _ in nodes]
+    tree = {
+        "asset": {"version": "2.0"},
+        "scene": 0,
+        "scenes": [{"nodes": list(range(len(nodes)))}],
+        "nodes": [{"mesh": i, **node} for i, node in enumerate(nodes)],
+        "meshes": meshes,
+        "materials": materials,
+        "accessors": accessors,
+        "bufferViews": views,
+        "buffers": [{"byteLength": len(binary)}],
+    }
+    if images:
+        tree |= {"images": [{"bufferView": 5, "mimeType": "image/png"}], "textures": [{"source": 0}]}
+    if animations:
+        tree["animations"] = list(animations)
+    text = json.dumps(tree).encode()
+    text += b" " * (-len(text) % 4)
+    chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + binary
+    path.write_bytes(struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)
+    return path
+
+
+def colour(*rgb, **more):
+    return {"pbrMetallicRoughness": {"baseColorFactor": [*rgb, 1], "metallicFactor": 0}, **more}
+
+
+def test_animated_files_are_shown_in_their_rest_pose(tmp_path):
+    """The second cube flies in from 30 edges away."""
+    fly = {
+        "channels": [{"sampler": 0, "target": {"node": 1, "path": "translation"}}],
+        "samplers": [{"input": 3, "output": 4}],
+    }
+    nodes = [{}, {"translation": [0, 0, 0.0]}]
+    cover, _ = look(write_glb(tmp_path / "fly.glb", nodes, animations=[fly]), tmp_path)
+    assert cover == pytest.approx(CUBE, abs=0.02)
+
+
+def test_a_shell_that_faces_inwards_does_not_darken(tmp_path):
+    """A toon outline: black, single-sided, a tenth larger than the red cube that it encloses."""
+    nodes, materials = [{}, {"scale": [1.1] * 3}], [colour(1, 0, 0), colour(0, 0, 0)]
+    _, plain = look(write_glb(tmp_path / "cube.glb", nodes[:1], materials[:1]), tmp_path)
+    _, outlined = look(write_glb(tmp_path / "toon.glb", nodes, materials, flip=(1,)), tmp_path)
+    assert outlined[0] == pytest.approx(plain[0], abs=15) and outlined[0] > 80
+
+
+def test_single_sided_faces_show_nothing_from_behind(tmp_path):
+    """An open sheet, seen from in front and from behind."""
+    covers = []
+    for side in (1, -1):
+        new_scene().scale = (0.001, 1, 1)
+        sheet = bpy.context.object
+        sheet.data.clear_geometry()
+        sheet.data.from_pydata([(0, -1, -1), (0, side, -side), (0, 1, 1), (0, -side, side)], [], [(0, 1, 2, 3)])
+        material = painted("sheet", (0, 1, 0))
+        material.use_backface_culling = True
+        sheet.data.materials.append(material)
+        covers.append(look(save_blend(tmp_path), tmp_path)[0])
+    assert min(covers) == 0 and max(covers) > 0.2
+
+
+def test_many_transparent_layers_are_not_black(tmp_path):
+    """Thirty sheets of an alpha of 0.02 in front of a white cube."""
+    new_scene().data.materials.append(
+        painted("white", (1, 1, 1), **{"Emission Color": (1, 1, 1, 1), "Emission Strength": 1})
+    )
+    for i in range(30):
+        bpy.ops.mesh.primitive_cube_add(size=1.02 + i / 100)
+        bpy.context.object.data.materials.append(painted("leaf", (1, 1, 1), Alpha=0.02))
+    _, seen = look(save_blend(tmp_path), tmp_path)
+    assert seen.min() > 100
+
+
+OBJ = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nv 0.5 0.5 1\nvt 0 0\nvt 1 0\nvt 1 1\n"
+OBJ_FACES = "f 1/1 3/3 2/2\nf 1/1 4/2 3/3\nf 1/1 2/2 5/3\nf 2/1 3/2 5/3\nf 3/1 4/2 5/3\nf 4/1 1/2 5/3\n"
+
+
+def write_obj(tmp_path, mtl="newmtl wood\nKd 1 1 1\nmap_Kd tex/wood.png\n", head="mtllib a.mtl\n"):
+    if mtl is not None:
+        (tmp_path / "a.mtl").write_text(mtl)
+    (tmp_path / "a.obj").write_text(f"{head}{OBJ}usemtl wood\n{OBJ_FACES}")
+    return tmp_path / "a.obj"
+
+
+def test_textures_that_cannot_be_decoded_are_failures(tmp_path):
+    (tmp_path / "tex").mkdir()
+    (tmp_path / "tex" / "wood.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ValueError, match="wood.png of .* of the material wood cannot be decoded"):
+        look(write_obj(tmp_path), tmp_path)
+    material = {"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}}}
+    cut_off = b"\x89PNG\r\n\x1a\n" + bytes(20)
+    with pytest.raises(ValueError, match="cannot be decoded|has no image"):
+        look(write_glb(tmp_path / "cut.glb", [{}], [material], [cut_off]), tmp_path)
+
+
+def test_a_texture_node_without_an_image_is_a_failure(tmp_path):
+    new_scene()
+    material = painted("empty", (1, 0, 0))
+    node = material.node_tree.nodes.new("ShaderNodeTexImage")
+    links = material.node_tree.links
+    links.new(node.outputs["Color"], material.node_tree.nodes["Principled BSDF"].inputs["Base Color"])
+    bpy.context.object.data.materials.append(material)
+    with pytest.raises(ValueError, match="Image Texture of the material empty has no image"):
+        look(save_blend(tmp_path), tmp_path)
+
+
+def test_materials_that_are_nowhere_defined_are_failures(tmp_path):
+    with pytest.raises(ValueError, match="uses the material 'wood', but a.mtl is missing"):
+        look(write_obj(tmp_path, mtl=None), tmp_path)
+    with pytest.raises(ValueError, match="uses the material 'wood', but no material library defines it"):
+        look(write_obj(tmp_path, mtl="newmtl stone\nKd 1 0 0\n"), tmp_path)
+
+
+@pytest.mark.parametrize("name", (r"tex\wood.png", r"C:\Users\me\wood.png", "/home/me/tex/wood.png"))
+def test_paths_of_other_machines_are_found_beside_the_file(tmp_path, name):
+    (tmp_path / "tex").mkdir()
+    for folder in (tmp_path, tmp_path / "tex"):
+        Image.new("RGB", (4, 4), (255, 0, 0)).save(folder / "wood.png")
+    _, seen = look(write_obj(tmp_path, mtl=f"newmtl wood\nKd 1 1 1\nmap_Kd {name}\n"), tmp_path)
+    assert seen[0] > 80 and seen[1] < 40
+
+
+def test_vertex_colours_beside_a_plain_material_are_seen(tmp_path):
+    coloured = "".join(f"{line} 1 0 0\n" if line.startswith("v ") else f"{line}\n" for line in OBJ.splitlines())
+    (tmp_path / "a.mtl").write_text("newmtl plain\nKd 1 1 1\n")
+    (tmp_path / "a.obj").write_text(f"mtllib a.mtl\n{coloured}usemtl plain\n{OBJ_FACES}")
+    _, seen = look(tmp_path / "a.obj", tmp_path)
+    assert seen[0] > 3 * seen[1]
+
+
+def test_colours_at_faces_of_a_ply_are_a_failure(tmp_path):
+    head = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
+    head += "element face 1\nproperty list uchar int vertex_indices\n"
+    head += "".join(f"property uchar {name}\n" for name in ("red", "green", "blue"))
+    (tmp_path / "a.ply").write_text(head + "end_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2 255 0 0\n")
+    with pytest.raises(ValueError, match="a.ply has colours at its faces"):
+        look(tmp_path / "a.ply", tmp_path)
+
+
+def test_up_of_files_that_do_not_say_it(tmp_path):
+    """A tower along z."""
+    tall = OBJ.replace("0.5 0.5 1", "0.5 0.5 5")
+    (tmp_path / "a.obj").write_text(tall + OBJ_FACES)
+    heights = []
+    for up in ("y", "z"):
+        blender.reset_scene(1)
+        blender.load_object({"source": "file", "path": str(tmp_path / "a.obj"), "up": up})
+        heights.append(np.ptp(blender.shown_points(), axis=0)[2])
+    assert heights == pytest.approx([1, 5])
+
+
+def test_an_object_that_hardly_covers_a_view_is_a_failure(tmp_path):
+    """Two specks, far from each other."""
+    new_scene().scale = (0.001,) * 3
+    bpy.ops.mesh.primitive_cube_add(size=0.001, location=(1, 0, 0))
+    item = {"id": "specks", "source": "file", "path": str(save_blend(tmp_path))}
+    with pytest.raises(ValueError, match="The object covers at most 0.00.* of a target view, less than 0.01"):
+        blender.render_object(item, 24, 24, 1, 0, "v1.2", None)
+
+
+def test_files_that_blender_does_not_import_are_named(tmp_path, capsys):
+    write_obj(tmp_path, mtl="newmtl wood\nKd 1 0 0\n")
+    for name in ("old.dae", "part.3mf", "tex.png"):
+        (tmp_path / name).write_text("")
+    assert [item["source"] for item in render.file_items(tmp_path)] == ["a.obj"]
+    assert "2 files of " in (said := capsys.readouterr().err) and "old.dae, part.3mf" in said
+
+
+@pytest.mark.parametrize(
+    "data",
+    (b"\xef\xbb\xbfone\r\ntwo\r\n", "one\ntwo\n".encode("utf-16"), b"uid,name\none,Chair\ntwo,Bed\n"),
+    ids=("mark", "utf-16", "table"),
+)
+def test_lists_of_names_in_other_forms(tmp_path, data):
+    (tmp_path / "names.txt").write_bytes(data)
+    assert render.read_names(tmp_path / "names.txt") == ["one", "two"]
+
+
+def test_a_list_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "names.txt").write_bytes(b"\x80\x81\x82")
+    with pytest.raises(ValueError, match="names.txt is no text in UTF-8"):
+        render.read_names(tmp_path / "names.txt")
+
+
+def cannot_import(item):
+    raise ImportError("No module named 'argparse'")
+
+
+def test_a_pool_that_breaks_is_no_failure_of_an_object():
+    """The worker cannot import what it needs."""
+    render.hide_inner_modules()
+    with pytest.raises(ImportError, match="No module named 'argparse'"):
+        render.render_shard([{"id": "cube"}], 1, cannot_import)
