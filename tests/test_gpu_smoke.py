@@ -7,6 +7,7 @@ import torch
 from conftest import noise_picture, seeded
 
 from evaluation.benchmark import FULL, build, compile_pipeline
+from zero123plus.cuda_graphs import CudaGraphs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -47,6 +48,14 @@ def test_offloaded_and_tiled_under_3_gib(full):
     assert result.images.isfinite().all() and peak() < 3
 
 
+def test_graphs_equal_eager(full):
+    eager = latents(full)
+    with CudaGraphs(full):
+        assert (latents(full) - eager).norm() / eager.norm() < 2e-3
+        assert (latents(full) - eager).norm() / eager.norm() < 2e-3  # replayed
+
+
+@pytest.mark.timeout(1800)  # compiling takes minutes
 def test_compiled_equals_eager(full):
     eager = latents(full)
     compile_pipeline(full)

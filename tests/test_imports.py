@@ -189,6 +189,15 @@ def test_animated_files_are_shown_in_their_rest_pose(tmp_path):
     assert cover == pytest.approx(CUBE, abs=0.02)
 
 
+def test_other_animated_files_are_named(tmp_path, capsys):
+    cube = new_scene()
+    cube.keyframe_insert("location", frame=1)
+    render.main(
+        ["--objects", str(save_blend(tmp_path)), "--output", str(tmp_path / "data"), "--size", "24", "--samples", "1"]
+    )
+    assert "1 objects are animated, of which one frame is shown: file_blend" in capsys.readouterr().err
+
+
 def test_a_shell_that_faces_inwards_does_not_darken(tmp_path):
     """A toon outline: black, single-sided, a tenth larger than the red cube that it encloses."""
     nodes, materials = [{}, {"scale": [1.1] * 3}], [colour(1, 0, 0), colour(0, 0, 0)]
