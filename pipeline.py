@@ -12,6 +12,7 @@ import copy
 import functools
 import inspect
 import itertools
+import json
 import math
 import numbers
 import re
@@ -30,6 +31,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline, UNet2DC
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.models.unets import unet_2d_condition
+from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from diffusers.schedulers import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput, logging, replace_example_docstring, scale_lora_layers, unscale_lora_layers
@@ -829,7 +831,7 @@ def update(tensors: dict[str, torch.Tensor], returned: dict | None) -> bool:
     return bool({"prompt_embeds", "negative_prompt_embeds"} & set(changed))
 
 
-class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusionLoraLoaderMixin):
     """Turns one picture of an object into six consistent views of it, a tile of 3 rows and 2 columns.
 
     Args:
@@ -940,6 +942,20 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             if isinstance(part, dict) and isinstance(part.get("_class_name"), list):
                 part["_class_name"] = part["_class_name"][-1]
         return config
+
+    def to_json_string(self) -> str:
+        """The configuration as it is saved. The class is named with its file, so that a saved folder loads by itself."""
+        config = json.loads(super().to_json_string())
+        return (
+            json.dumps({**config, "_class_name": ["pipeline", type(self).__name__]}, indent=2, sort_keys=True) + "\n"
+        )
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto"):
+        """Does nothing: attention by torch takes no memory that slices would save, and slices ignore the reference."""
+        logger.warning("Attention slicing is not needed, because attention takes little memory: nothing is changed.")
+
+    def disable_attention_slicing(self):
+        """Does nothing, as [`enable_attention_slicing`]."""
 
     def save_pretrained(self, save_directory, **kwargs):
         """Saves as every diffusers pipeline does, with pipeline.py beside the components, so that the folder is its

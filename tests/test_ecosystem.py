@@ -104,9 +104,28 @@ def test_text_is_projected_once_a_call(pipe, picture, run):
 
 
 def test_processors_that_lose_the_reference_are_refused(pipe, picture, run):
-    pipe.enable_attention_slicing(1)
+    pipe.unet.set_attention_slice(1)
     with pytest.raises(ValueError, match="SlicedAttnProcessor"):
         run(pipe, picture)
+
+
+def test_attention_slicing_changes_nothing_and_can_be_undone(pipe, picture, run):
+    before = run(pipe, picture)
+    pipe.enable_attention_slicing()
+    assert_same(run(pipe, picture), before)
+    pipe.disable_attention_slicing()
+    assert_same(run(pipe, picture), before)
+
+
+def test_what_stable_diffusion_pipelines_can_do(pipe, picture, run):
+    before = run(pipe, picture)
+    pipe.enable_freeu(s1=0.6, s2=0.2, b1=1.4, b2=1.6)
+    assert run(pipe, picture).isfinite().all()
+    pipe.disable_freeu()
+    pipe.fuse_qkv_projections(vae=False)
+    assert_same(run(pipe, picture), before)
+    pipe.unfuse_qkv_projections(vae=False)
+    assert_same(run(pipe, picture), before)
 
 
 def test_own_processor_that_takes_the_reference_is_kept(pipe, picture, run):

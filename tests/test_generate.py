@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 import torch
 from conftest import noise_picture
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
 
 import generate
 from zero123plus import jobs, loading, pictures, preview, results
@@ -263,6 +264,16 @@ def test_preview_without_the_vae(pipe, run, monkeypatch):
     callback = preview.Preview(pipe, noise_picture(), lambda step, picture: shown.append((step, picture.size)))
     run(pipe, noise_picture(), callback_on_step_end=callback)
     assert shown == [(1, (4, 6)), (2, (4, 6))]
+
+
+@pytest.mark.parametrize("scheduler", (EulerAncestralDiscreteScheduler, DDIMScheduler))
+def test_the_last_preview_is_the_tile(pipe, picture, run, scheduler):
+    """Whatever the deviation of the latents, here that of an untrained UNet."""
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    shown = []
+    callback = preview.Preview(pipe, picture, lambda step, tile: shown.append(np.asarray(tile, np.int16)))
+    (tile,) = run(pipe, picture, num_inference_steps=3, output_type="pil", callback_on_step_end=callback)
+    assert np.abs(shown[-1] - np.asarray(tile)).max() <= 1 and len(shown) == 3
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from diffusers import ControlNetModel, DiffusionPipeline
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import filter_repo_objects
 
+from zero123plus import loading
+
 ROOT = Path(__file__).resolve().parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -62,7 +64,8 @@ def test_other_checkpoint_loads_with_this_repository_as_custom_pipeline(pipe, ru
     pipe.save_pretrained(tmp_path)
     (tmp_path / "pipeline.py").unlink()
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["_class_name"] == "Zero123PlusPipeline" and index["safety_checker"] == [None, None]
+    assert index["safety_checker"] == [None, None]
+    index["_class_name"] = "Zero123PlusPipeline"
     for ours in ("view_azimuths", "view_elevations", "view_fov", "controlnet"):
         del index[ours]
     (tmp_path / "model_index.json").write_text(json.dumps(index))
@@ -73,9 +76,12 @@ def test_other_checkpoint_loads_with_this_repository_as_custom_pipeline(pipe, ru
     assert_same(run(again, noise_picture()), run(pipe, noise_picture()))
 
 
-def test_saved_folder_is_its_own_custom_pipeline(pipe, tmp_path):
+@pytest.mark.parametrize("source", ("nothing", "itself", "this repository"))
+def test_saved_folder_loads(pipe, tmp_path, source):
     pipe.save_pretrained(tmp_path)
-    again = DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(tmp_path), trust_remote_code=True)
+    options = {"itself": {"custom_pipeline": str(tmp_path)}, "this repository": {"custom_pipeline": str(ROOT)}}
+    again = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True, **options.get(source, {}))
+    assert type(again).__name__ == "Zero123PlusPipeline"
     again.save_pretrained(tmp_path)  # over itself
     assert (tmp_path / "pipeline.py").read_text() == (ROOT / "pipeline.py").read_text()
 
@@ -235,3 +241,11 @@ def test_pipeline_file_stands_alone():
     names += ["." * node.level + node.module for node in nodes if isinstance(node, ast.ImportFrom)]
     allowed = sys.stdlib_module_names | {"numpy", "PIL", "torch", "transformers", "diffusers"}
     assert len(names) > 20 and {name.split(".")[0] for name in names} <= allowed
+
+
+def test_what_no_component_needs_is_not_downloaded():
+    """Original weights at a repository's root, beside those of the components."""
+    files = ["model.safetensors", "v1-5-pruned.safetensors", "unet/diffusion_pytorch_model.safetensors"]
+    files += ["unet/diffusion_pytorch_model.fp16.safetensors", "model_index.json", loading.LORA_FILE]
+    wanted = filter_repo_objects(files, allow_patterns=loading.WEIGHTS, ignore_patterns=loading.VARIANTS)
+    assert list(wanted) == ["unet/diffusion_pytorch_model.safetensors", "model_index.json", loading.LORA_FILE]

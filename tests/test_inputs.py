@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import noise_picture
+from conftest import assert_same, noise_picture
 from diffusers import ControlNetModel
 
 from pipeline import load_pictures, pad_to_square
@@ -173,3 +173,10 @@ def test_bad_configurations(pipe):
         type(pipe)(**pipe.components, ramping_coefficients=[0, 1, 2])
     with pytest.raises(ValueError, match="`view_azimuths` has 1 values"):
         type(pipe)(**pipe.components, view_azimuths=[0])
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(pipe, picture, run):
+    options = {"num_inference_steps": np.int64(2), "height": np.int32(48), "width": np.int32(32)}
+    assert_same(run(pipe, picture, **options), run(pipe, picture, num_inference_steps=2))
+    with pytest.raises(ValueError, match="`num_inference_steps` is True"):
+        run(pipe, picture, num_inference_steps=True)

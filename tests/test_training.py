@@ -213,6 +213,23 @@ def test_phase_1_trains_self_attention_and_cross_attention_keys_and_values(pipe)
     assert len(train.trainable_parameters(pipe.unet, "unet")) == len(list(pipe.unet.parameters()))
 
 
+def test_the_negative_reference_is_sampled_as_in_the_pipeline(pipe, shards):
+    """Its posterior has a deviation, so that two samples of it differ by more than the noise of their step."""
+    measure, seen = loss.Zero123PlusLoss(pipe, torch.device("cpu")), []
+    samples = [TileDataset(shards)[i] for i in range(2)]
+    encoded = measure.encoder(samples)
+    measure.scheduler.alphas_cumprod[:] = 1.0  # no noise of a step
+    model = loss.Denoiser.of(pipe)
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    with torch.no_grad():
+        measure.predict(
+            model, encoded, torch.zeros(2, dtype=torch.long), torch.zeros(2), torch.Generator().manual_seed(0)
+        )
+    mean, std = measure.encoder.negative.chunk(2, dim=1)
+    assert std.min() > 0 and not torch.equal(seen[0][0], seen[0][1])
+    assert ((seen[0] - mean) / std).std() == pytest.approx(1, abs=0.2)
+
+
 def test_min_snr_weights():
     scheduler = DDPMScheduler(**SCHEDULE)
     steps = torch.tensor([0, 500, 999])
@@ -326,6 +343,40 @@ def test_a_resumed_run_has_its_own_rate_and_ema(arguments, tmp_path):
     assert [line["lr"] for line in log] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
     state = torch.load(tmp_path / "run" / "checkpoint-4" / "state" / "ema-0.pt", weights_only=True)
     assert state["decay"] == 0.5
+
+
+def test_a_run_that_continues_with_other_batches_counts_what_it_saw(arguments, tmp_path, monkeypatch):
+    """Two steps of 4 tiles, then one of 2: no sample is skipped or seen again."""
+    places, getitem = [], Stream.__getitem__
+    monkeypatch.setattr(Stream, "__getitem__", lambda self, i: places.append(self.start + i) or getitem(self, i))
+    train.main(arguments("run", 2, "--in-memory"))
+    train.main(arguments("run", 3, "--in-memory", "--batch-size", 2))
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["tiles"] for line in log] == [4, 8, 10]
+    assert places == list(range(10))
+
+
+def test_another_seed_or_number_of_processes_is_refused(arguments, tmp_path):
+    train.main(arguments("run", 1, "--optimizer", "muon"))
+    with pytest.raises(SystemExit, match="holds a run with seed 0, but 3 is asked for now"):
+        train.main(arguments("run", 2, "--optimizer", "muon", "--seed", 3))
+    record = tmp_path / "run" / "checkpoint-1" / loading.RUN_FILE
+    record.write_text(record.read_text().replace('"processes": 1', '"processes": 2'))
+    with pytest.raises(SystemExit, match="holds a run with processes 2, but 1 is asked for now"):
+        train.main(arguments("run", 2, "--optimizer", "muon"))
+
+
+def test_a_full_disk_is_said_and_leaves_no_partial_checkpoint(arguments, tmp_path, monkeypatch):
+    train.main(arguments("run", 1))
+
+    def full(*args, **kwargs):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    with pytest.raises(SystemExit, match="checkpoint-2 cannot be written .* MiB are free there"):
+        train.main(arguments("run", 2))
+    assert [path.name for path in loading.checkpoints(tmp_path / "run")] == ["checkpoint-1"]
+    assert not (tmp_path / "run" / "checkpoint.partial").exists()
 
 
 def test_a_run_that_diverges_ends_and_saves_nothing(arguments, tmp_path):
@@ -557,6 +608,18 @@ def test_empty_samples_are_skipped_and_counted(arguments, shards, tmp_path):
 def test_lora_of_a_controlnet_is_refused(arguments):
     with pytest.raises(SystemExit, match="`--lora-rank` is 2"):
         train_controlnet.main([*arguments("run", 1)[2:], "--lora-rank", "2"])
+
+
+def test_a_dry_run_counts_in_the_precision_of_the_launch(arguments, capsys, monkeypatch):
+    said = []
+    for precision in ("no", "bf16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+        AcceleratorState._reset_state(True)
+        train.main(arguments("run", 2, "--dry-run"))
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("memory"))
+        said.append(float(line.split("about ")[1].split()[0]))
+    AcceleratorState._reset_state(True)
+    assert said[1] == pytest.approx(said[0] / 2, rel=0.02)
 
 
 def test_dry_run_counts_and_computes_nothing(arguments, pipe, tmp_path, capsys):
@@ -817,6 +880,13 @@ def test_published_tokenizer_has_its_merges(pipe, tmp_path):
     publish.write_pipeline(pipe, tmp_path / "published")
     assert (tmp_path / "published" / "tokenizer" / "merges.txt").read_text() == "#version: 0.2\nc a\nca t</w>\n"
     assert json.loads((tmp_path / "published" / "tokenizer" / "vocab.json").read_text())["cat</w>"] == 201
+
+
+def test_publishing_a_controlnet_as_a_checkpoint_names_the_option(pipe, tmp_path):
+    pipe.add_controlnet().save_pretrained(tmp_path / "run" / "checkpoint-1")
+    (tmp_path / "run" / "checkpoint-1" / loading.RUN_FILE).write_text('{"checkpoint": "sudo-ai/zero123plus-v1.2"}')
+    with pytest.raises(SystemExit, match="holds a ControlNetModel, .*: give it as `--controlnet`"):
+        publish.main(["--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "out")])
 
 
 def test_publishing_replaces_components_alone(pipe, tmp_path):

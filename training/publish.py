@@ -26,9 +26,8 @@ def write_pipeline(pipe: Zero123PlusPipeline, folder: Path):
     pipe.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     index = folder / "model_index.json"
     config = json.loads(index.read_text())
-    # Written as a pair, the class is found in pipeline.py and the folder loads without `custom_pipeline`. The
-    # ControlNet is loaded by subfolder: if it were named here, `from_pretrained` would not take another.
-    config |= {"_class_name": ["pipeline", "Zero123PlusPipeline"], "controlnet": [None, None]}
+    # The ControlNet is loaded by subfolder: if it were named here, `from_pretrained` would not take another
+    config["controlnet"] = [None, None]
     index.write_text(json.dumps(config, indent=2) + "\n")
     # transformers before 5 reads a tokenizer from these two
     bpe = json.loads(pipe.tokenizer.backend_tokenizer.to_str())["model"]
