@@ -944,11 +944,9 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         return config
 
     def to_json_string(self) -> str:
-        """The configuration as it is saved. The class is named with its file, so that a saved folder loads by itself."""
-        config = json.loads(super().to_json_string())
-        return (
-            json.dumps({**config, "_class_name": ["pipeline", type(self).__name__]}, indent=2, sort_keys=True) + "\n"
-        )
+        """The configuration as it is saved. It names the class's file too: a saved folder loads by itself."""
+        config = json.loads(super().to_json_string()) | {"_class_name": ["pipeline", type(self).__name__]}
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto"):
         """Does nothing: attention by torch takes no memory that slices would save, and slices ignore the reference."""
