@@ -7,8 +7,8 @@ import torch
 from conftest import assert_differ, assert_same, noise_picture
 from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from peft import LoraConfig
-from PIL import Image
 
+from training.mini import build_controlnet
 from zero123plus import cuda_graphs
 from zero123plus.cuda_graphs import CudaGraphs
 
@@ -75,15 +75,15 @@ def test_graphs_of_several_shapes_stay(pipe, run, captured):
 
 def test_a_controlnets_residuals_are_inputs(pipe, picture, run, captured):
     torch.manual_seed(0)
-    for parameter in pipe.add_controlnet().parameters():
+    for parameter in pipe.add_controlnet(build_controlnet(pipe)).parameters():
         if not parameter.any():  # an untrained ControlNet has no effect
             torch.nn.init.normal_(parameter)
-    tiles = [Image.new("RGB", (32, 48), (level,) * 3) for level in (127, 200)]
-    expected = [run(pipe, picture, control_image=tile) for tile in tiles]
+    tiles, options = [noise_picture(seed, (32, 48)) for seed in (3, 4)], {"controlnet_conditioning_scale": 2.0}
+    expected = [run(pipe, picture, control_image=tile, **options) for tile in tiles]
     assert_differ(*expected)
     with CudaGraphs(pipe):
         for tile, result in zip(tiles, expected):
-            assert_same(run(pipe, picture, control_image=tile), result)
+            assert_same(run(pipe, picture, control_image=tile, **options), result)
 
 
 def test_changed_weights_and_lora_are_captured_anew(pipe, picture, run, captured):
