@@ -273,7 +273,7 @@ def test_materials_that_are_nowhere_defined_are_failures(tmp_path):
         look(write_obj(tmp_path, mtl="newmtl stone\nKd 1 0 0\n"), tmp_path)
 
 
-@pytest.mark.parametrize("name", (r"tex\wood.png", r"C:\Users\me\wood.png", "/home/me/tex/wood.png"))
+@pytest.mark.parametrize("name", (r"tex\wood.png", r"C:\Users\me\wood.png", "/Users/me/tex/wood.png"))
 def test_paths_of_other_machines_are_found_beside_the_file(tmp_path, name):
     (tmp_path / "tex").mkdir()
     for folder in (tmp_path, tmp_path / "tex"):

@@ -19,7 +19,7 @@ MAX_EXTRACTED = 2**30  # bytes of one model with its textures
 
 
 def read_properties(text: str) -> dict[str, str]:
-    """Reads a Java properties file: `key=value` a line, `#` before comments, `\\uXXXX` for other letters."""
+    """Reads a Java properties file: `key=value` a line, `#` before comments, `\\u00e9` for other letters."""
     pairs = {}
     for line in text.splitlines():
         key, equals, value = line.partition("=")
