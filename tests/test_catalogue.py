@@ -39,6 +39,12 @@ def test_objects_of_an_archive_have_names_and_licences(tmp_path):
     assert path.read_text() == OBJ and sorted(file.name for file in path.parent.iterdir()) == ["a.mtl", "a.obj"]
 
 
+def test_a_model_at_the_root_of_an_archive_is_found(tmp_path):
+    path = write_archive(tmp_path / "shop.sh3f", entry(1, "Cup", model="/cup.obj"), (), **{"cup.obj": OBJ})
+    (item,) = catalogue.archive_items(path)
+    assert catalogue.extract(item, str(tmp_path / "out")).read_text() == OBJ
+
+
 def test_other_archives_are_refused(tmp_path):
     (tmp_path / "no.sh3f").write_text("text")
     with pytest.raises(ValueError, match="no.sh3f is no archive of Sweet Home 3D"):

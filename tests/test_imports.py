@@ -293,7 +293,7 @@ def test_vertex_colours_beside_a_plain_material_are_seen(tmp_path):
 def test_colours_at_faces_of_a_ply_are_a_failure(tmp_path):
     head = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
     head += "element face 1\nproperty list uchar int vertex_indices\n"
-    head += "".join(f"property uchar {name}\n" for name in ("red", "green", "blue"))
+    head += "".join(f"property uint8 {name}\n" for name in ("red", "green", "blue"))
     (tmp_path / "a.ply").write_text(head + "end_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2 255 0 0\n")
     with pytest.raises(ValueError, match="a.ply has colours at its faces"):
         look(tmp_path / "a.ply", tmp_path)

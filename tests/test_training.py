@@ -366,6 +366,14 @@ def test_another_seed_or_number_of_processes_is_refused(arguments, tmp_path):
         train.main(arguments("run", 2, "--optimizer", "muon"))
 
 
+def test_a_checkpoint_that_does_not_say_what_it_saw_is_refused(arguments, tmp_path):
+    train.main(arguments("run", 1))
+    path = tmp_path / "run" / "checkpoint-1" / loading.RUN_FILE
+    path.write_text(json.dumps({"step": 1}))
+    with pytest.raises(SystemExit, match="does not say how many samples it has seen"):
+        train.main(arguments("run", 2))
+
+
 def test_a_full_disk_is_said_and_leaves_no_partial_checkpoint(arguments, tmp_path, monkeypatch):
     train.main(arguments("run", 1))
 

@@ -292,7 +292,7 @@ def check_source(path: Path):
     """
     if path.suffix.lower() == ".ply":
         header = path.read_bytes()[:65536].partition(b"end_header")[0].decode("latin-1")
-        if "property uchar red" in header.partition("element face")[2]:
+        if re.search(r"property \w+ red", header.partition("element face")[2]):
             raise ValueError(
                 f"{path.name} has colours at its faces, which Blender does not import: move them to the vertices."
             )

@@ -9,7 +9,7 @@ may say the same in `catalogue.jsonl`: a line for each file, such as
 import json
 import re
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 ARCHIVE = ".sh3f"
 CATALOGUE = "PluginFurnitureCatalog.properties"
@@ -83,7 +83,8 @@ def extract(item: dict, folder: str) -> Path:
     Raises:
         ValueError: if the files are larger than `MAX_EXTRACTED` in all.
     """
-    beside = str(PurePosixPath(item["member"]).parent) + "/"
+    beside = item["member"].rpartition("/")[0] + "/"
+    beside = "" if beside == "/" else beside  # a model at the archive's root
     with zipfile.ZipFile(item["path"]) as archive:
         members = [member for member in archive.infolist() if member.filename.startswith(beside)]
         size = sum(member.file_size for member in members)

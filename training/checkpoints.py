@@ -251,7 +251,13 @@ class Run:
         own = state / f"optimizer-{self.accelerator.process_index}.pt"
         if own.is_file():
             optimizer.load_state_dict(torch.load(own, map_location="cpu", weights_only=True))
-        return int(self.newest.name[11:]), run_record(self.newest)["samples"]
+        record = run_record(self.newest)
+        if "samples" not in record:
+            raise ValueError(
+                f"{self.newest} does not say how many samples it has seen, as an earlier version wrote it: give it as"
+                " --checkpoint, with another --output."
+            )
+        return record["step"], record["samples"]
 
     def save(
         self, write: Callable[[dict, Path], None], model, ema: EMAModel, optimizer, step: int, samples: int, kept=False
