@@ -16,28 +16,36 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from zero123plus import jobs, loading, options, pictures, results, upscale
-from zero123plus.exports import EXPORTS, check_exports
+from zero123plus import options
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = options.Parser("Six consistent views of the object in each picture.")
     add = parser.add_argument
-    add("pictures", nargs="+", metavar="PICTURE", help="file, folder, pattern, or URL that fsspec knows")
+    add(
+        "pictures",
+        nargs="+",
+        metavar="PICTURE",
+        type=options.source,
+        help="file, folder, pattern, or URL that fsspec knows",
+    )
     add("-o", "--output", required=True, help="folder or URL to write to, one folder a picture")
     options.add_checkpoint_options(add)
-    add("--dtype", choices=loading.DTYPES, help=options.DTYPE_HELP)
+    add("--dtype", choices=options.DTYPES, help=options.DTYPE_HELP)
     add("--steps", type=options.count, help="denoising steps; the checkpoint's if missing")
     add("--guidance", type=options.scale, help="guidance scale; the checkpoint's if missing")
     add("--seed", type=options.seed, default=0, help="of every picture")
     add("--batch-size", type=options.count, default=1, help="pictures at a time")
-    add("--remove-background", action="store_true", help="with rembg, where a picture has no transparency")
+    background = parser.add_mutually_exclusive_group().add_argument
+    background("--keep-background", action="store_true", help="of pictures; it is removed if it can be, if missing")
+    background("--remove-background", action="store_true", help="of pictures, and fail where it cannot be")
     add(
         "--foreground-ratio", type=options.ratio, help="recentre: the object's larger side as a share of the picture's"
     )
-    add("--export", choices=EXPORTS, action="append", default=[], help="also write the views for this program")
-    add("--upscale", type=int, choices=[upscale.SCALE], help="make the views this many times as large, by Real-ESRGAN")
+    add("--export", choices=options.EXPORTS, action="append", default=[], help="also write the views for this program")
+    add("--faces", type=options.count, default=options.NUM_FACES, help="of the mesh of --export glb, about")
+    add("--upscale", type=int, choices=[4], help="make the views this many times as large, by Real-ESRGAN")
     add("--preview", action="store_true", help="show a batch's first picture in NAME.preview.png while it forms")
     add("--overwrite", action="store_true", help="replace results of an earlier run")
     add("--resume", action="store_true", help="leave out pictures whose results are there")
@@ -51,25 +59,30 @@ def say(line: object):
     tqdm.write(f"generate.py: {line}", file=sys.stderr)
 
 
-def run(given: list[str], settings: jobs.Settings, batch_size: int, ray: str | None, workers: int) -> int:
+def run(given: list[str], settings, batch_size: int, ray: str | None, workers: int) -> int:
     """Makes all views and returns the exit status.
 
     Args:
         given: files, folders, patterns and URLs of pictures.
-        settings: of each picture.
+        settings: a `jobs.Settings`, of each picture.
         batch_size: pictures at a time.
         ray: address of a Ray cluster, if it is to run there.
         workers: there.
     """
-    check_exports(settings.exports)
+    from zero123plus import exports, jobs, pictures, results, upscale  # take seconds, which --help need not wait for
+
+    exports.check_exports(settings.exports)
     if settings.upscale:
         upscale.check_packages()
     found, left_out = pictures.find_pictures(given)
     if left_out:
         say(f"{len(found)} pictures{pictures.describe_left_out(left_out)}")
-    left = [
-        job for job in found if not results.check_target(settings.output, job[1], settings.overwrite, settings.resume)
-    ]
+    left, made_with = [], jobs.made_with(settings) if settings.resume else {}
+    for job in found:
+        if not results.check_target(settings.output, job[1], settings.overwrite, settings.resume):
+            left.append(job)
+        elif other := results.complete(settings.output, job[1], settings.exports, settings.faces, made_with):
+            say(f"{job[1]} is kept, but was made with {other}: --overwrite makes it anew")
     if not left:
         return 0
     say(settings.checkpoint.describe())
@@ -93,15 +106,18 @@ def run(given: list[str], settings: jobs.Settings, batch_size: int, ray: str | N
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     o = parse_options(argv)
+    from zero123plus import jobs
+
     try:
         settings = jobs.Settings(
             output=o.output if "://" in o.output else str(Path(o.output).absolute()),
             checkpoint=options.parse_checkpoint(o, o.dtype),
             call={"num_inference_steps": o.steps, "guidance_scale": o.guidance},
             seed=o.seed,
-            remove_background=o.remove_background,
+            background="keep" if o.keep_background else "remove" if o.remove_background else "auto",
             foreground_ratio=o.foreground_ratio,
             exports=tuple(o.export),
+            faces=o.faces,
             upscale=bool(o.upscale),
             preview=o.preview,
             overwrite=o.overwrite,

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import io
 import itertools
 import json
 import math
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import PIL.ImageOps
 import torch
 import torch.nn.functional as F
@@ -78,7 +80,8 @@ TILE = 960, 640  # height and width in pixels of the public checkpoints' tile
 HALF = torch.float16, torch.bfloat16
 GREY = 127  # background of the training data, which transparency is composited on
 MAX_EDGE = 16_384  # pixels; the longest side of a picture that is accepted
-BACKGROUND_TOLERANCE = 16  # of 255; how far a control tile's background may be from `GREY` without a warning
+BACKGROUND_TOLERANCE = 16  # of 255; how far a background may be from its colour, and from `GREY` without a warning
+PLAIN_SHARE = 0.9  # of a border that has one colour, from which the background counts as plain
 ENCODED_EDGE = 1024  # pixels; a picture that must be padded is first shrunk to this: the encoders see less than that
 
 # What the references of many steps may take of memory, if a call does not say it. With the first a whole tile of the
@@ -694,6 +697,39 @@ def load_pictures(pictures, argument: str) -> list[PIL.Image.Image]:
     return [_load_pil(PIL.Image.fromarray(pictures), argument)]
 
 
+def to_srgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Converts a picture with a colour profile to sRGB. A profile that cannot be read or applied counts as none."""
+    profile = picture.info.get("icc_profile")
+    colours = picture.convert({"LA": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB"}.get(picture.mode, picture.mode))
+    if not profile or colours.mode not in ("L", "RGB", "CMYK"):
+        return picture
+    try:
+        source, srgb = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)), PIL.ImageCms.createProfile("sRGB")
+        colours = PIL.ImageCms.profileToProfile(colours, source, srgb, outputMode="RGB")
+    except (PIL.ImageCms.PyCMSError, OSError, ValueError):
+        return picture
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        colours.putalpha(picture.convert("RGBA").getchannel("A"))
+    return colours
+
+
+def border_of(pixels: np.ndarray, tolerance: float = BACKGROUND_TOLERANCE) -> tuple[np.ndarray, float]:
+    """The median colour of a picture's border, shape (3,), and the share of the border that is like it.
+
+    Args:
+        pixels: of shape (H, W, 3), in [0, 255].
+        tolerance: of 255, within which two colours are alike.
+    """
+    border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]]).astype(np.float32)
+    colour = np.median(border, axis=0)
+    return colour, float((np.abs(border - colour).max(-1) < tolerance).mean())
+
+
+def is_grey(colour: np.ndarray) -> bool:
+    """Whether a colour of shape (3,), in [0, 255], is that of the training data's background."""
+    return bool(np.abs(colour - GREY).max() <= BACKGROUND_TOLERANCE)
+
+
 def _load_pil(picture: PIL.Image.Image, argument: str) -> PIL.Image.Image:
     if 0 in picture.size:
         raise ValueError(f"`{argument}` is a picture of size {picture.size}: it has no pixels.")
@@ -705,6 +741,7 @@ def _load_pil(picture: PIL.Image.Image, argument: str) -> PIL.Image.Image:
     try:
         picture = PIL.ImageOps.exif_transpose(picture)
         picture.load()
+        picture = to_srgb(picture)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"`{argument}` cannot be read ({error}): the file is damaged or incomplete.") from error
     if picture.mode.startswith("I") or picture.mode == "F":
@@ -821,6 +858,9 @@ def update(tensors: dict[str, torch.Tensor], returned: dict | None) -> bool:
         ValueError: if a tensor has another shape than the one that it replaces.
     """
     changed = {name: value for name, value in (returned or {}).items() if value is not tensors.get(name, value)}
+    # `SDCFGCutoffCallback` returns the last of the embeddings, which is the conditional one elsewhere. Here all are
+    if len(changed.get("prompt_embeds", ())) < len(tensors["prompt_embeds"]):
+        changed.pop("prompt_embeds", None)
     for name, value in changed.items():
         if value.shape != tensors[name].shape:
             raise ValueError(
@@ -853,6 +893,9 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
             whose name the checkpoint has, and otherwise, with a warning, those of v1.2 (see `CAMERAS`).
         default_num_inference_steps: number of steps of a call that names none.
         default_guidance_scale: guidance scale of a call that names none.
+        controlnet_conditioning_scale: strength of the ControlNet in a call that names none.
+
+    To make a pipeline of another's components, pass `**pipe.parameters` beside `**pipe.components`.
 
     Raises:
         ValueError: if `ramping_coefficients` are not one per token, the cameras not six, or a safety checker is given.
@@ -883,16 +926,25 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         view_fov: float | None = None,
         default_num_inference_steps: int = 28,
         default_guidance_scale: float = 4.0,
+        controlnet_conditioning_scale: float = 1.0,
     ):
         super().__init__()
+        # `DiffusionPipeline.from_pipe` passes what the configuration has in place of these two components
+        safety_checker, controlnet = (None if one == (None, None) else one for one in (safety_checker, controlnet))
         if safety_checker is not None:
             raise ValueError("`safety_checker` is given, but this pipeline has none: pass None.")
+        if isinstance(controlnet, tuple):
+            raise ValueError(f"`controlnet` is {controlnet}, but must be a model: pass `controlnet=pipe.controlnet`.")
         for name, values in (("view_azimuths", view_azimuths), ("view_elevations", view_elevations)):
             if values is not None and len(values) != ROWS * COLUMNS:
                 raise ValueError(f"`{name}` has {len(values)} values, but a tile has {ROWS * COLUMNS} views.")
         if text_encoder is not None:  # a pipeline without it takes `prompt_embeds`
             length = text_encoder.config.max_position_embeddings
             if ramping_coefficients is None:
+                logger.warning(
+                    "`ramping_coefficients` are not given, and i / L is taken. What a checkpoint says of itself is not"
+                    " among its components: to make a pipeline of another's, pass `**pipe.parameters` too."
+                )
                 ramping_coefficients = [i / length for i in range(1, length + 1)]
             if len(ramping_coefficients) != length:
                 raise ValueError(
@@ -923,11 +975,11 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
             view_fov=view_fov,
             default_num_inference_steps=default_num_inference_steps,
             default_guidance_scale=default_guidance_scale,
+            controlnet_conditioning_scale=controlnet_conditioning_scale,
         )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
-        self.controlnet_conditioning_scale = 1.0
-        self._warned_of_cameras = False
+        self.warned = set()  # "cameras", "background", "slicing": what one warning was enough for
         self._calls = {}  # by thread: the call that runs in it, or ran in it last
         if unet is not None:
             install_reference_attention(unet)
@@ -948,9 +1000,15 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         config = json.loads(super().to_json_string()) | {"_class_name": ["pipeline", type(self).__name__]}
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
+    def warn_once(self, topic: str, message: str):
+        """Warns, unless this pipeline has warned of the topic before."""
+        if topic not in self.warned:
+            logger.warning(message)
+        self.warned.add(topic)
+
     def enable_attention_slicing(self, slice_size: str | int | None = "auto"):
         """Does nothing: attention by torch takes no memory that slices would save, and slices ignore the reference."""
-        logger.warning("Attention slicing is not needed, because attention takes little memory: nothing is changed.")
+        self.warn_once("slicing", "Attention slicing is not needed, because attention takes little memory: ignored.")
 
     def disable_attention_slicing(self):
         """Does nothing, as [`enable_attention_slicing`]."""
@@ -958,7 +1016,15 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
     def save_pretrained(self, save_directory, **kwargs):
         """Saves as every diffusers pipeline does, with pipeline.py beside the components, so that the folder is its
         own `custom_pipeline`. Cameras that are known are written, whatever the checkpoint was called.
+
+        Raises:
+            ValueError: if a LoRA is loaded, which is no part of the components' weights.
         """
+        if any(hasattr(self.components[name], "peft_config") for name in ("unet", "text_encoder")):
+            raise ValueError(
+                "A LoRA is loaded, which `save_pretrained` would not save so that it can be loaded: call"
+                " `pipe.fuse_lora()` first to save what is computed, and `pipe.unload_lora_weights()` in any case."
+            )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "pipeline.py").write_text(self._source, encoding="utf-8")
@@ -990,7 +1056,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         if self.unet.device.type != "meta":  # where sequential offloading keeps the weights elsewhere
             controlnet.to(self.unet.device, self.unet.dtype)
         self.register_modules(controlnet=controlnet)
-        self.controlnet_conditioning_scale = conditioning_scale
+        self.register_to_config(controlnet_conditioning_scale=conditioning_scale)
         return controlnet
 
     # Cameras
@@ -998,12 +1064,12 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
     @property
     def cameras(self) -> Cameras:
         """The cameras of the six views. One warning says when nothing tells them and those of v1.2 are assumed."""
-        if Cameras.from_config(self.config) is None and not self._warned_of_cameras:
-            self._warned_of_cameras = True
-            logger.warning(
+        if Cameras.from_config(self.config) is None:
+            self.warn_once(
+                "cameras",
                 "The checkpoint does not say its cameras, and those of v1.2 are assumed. For v1.1 pass"
                 " `view_elevations=[30, -20] * 3, view_fov=49.134` to `from_pretrained`, or `--cameras v1.1` to a"
-                " command."
+                " command.",
             )
         return Cameras.from_config(self.config, assumed="v1.2")
 
@@ -1178,6 +1244,20 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
             raise ValueError(
                 f"`latents` has shape {tuple(latents.shape)}, but must be {latents_shape} for these arguments."
             )
+
+    def check_background(self, pictures: list[PIL.Image.Image]):
+        """Warns, once, of an RGB picture that does not stand on the grey of the training data."""
+        for picture in pictures:
+            colour, alike = border_of(np.asarray(picture))
+            if alike < 0.5 or not is_grey(colour):
+                what = "has many colours" if alike < PLAIN_SHARE else f"has the colour {colour.astype(int).tolist()}"
+                self.warn_once(
+                    "background",
+                    f"The border of `image` {what}, but Zero123++ expects the object alone, on transparency or grey"
+                    f" {GREY}. Views of another background are usually wrong. Cut the object out, with rembg or"
+                    " `zero123plus.pictures.prepare(picture)`. Open a picture that is cut out with"
+                    " `PIL.Image.open(path)`: `diffusers.utils.load_image` makes its transparency black.",
+                )
 
     def check_control(self, control_image, scales: list[float]):
         """Checks that the control tiles and their scales fit the ControlNets.
@@ -1445,6 +1525,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         return_dict: bool = True,
         callback_on_step_end: Callable[[DiffusionPipeline, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
+        **unknown,
     ):
         """Makes six views of the object in each picture.
 
@@ -1500,6 +1581,10 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
             ValueError: if an argument has a wrong value, or the result is not finite.
         """
         # 1. Check and read the arguments. What is not given comes from the checkpoint
+        if unknown:
+            new = "`callback_on_step_end`, called as callback(pipe, step, timestep, tensors), replaces `callback` and"
+            new = f": {new} `callback_steps`" if unknown.keys() & {"callback", "callback_steps"} else ""
+            raise TypeError(f"Zero123PlusPipeline takes no argument {', '.join(map(repr, unknown))}{new}.")
         if control_image is not None and depth_image is not None:
             raise ValueError(
                 "Both `control_image` and `depth_image` are given, but they are two names of one argument."
@@ -1515,9 +1600,11 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
             callback_on_step_end_tensor_inputs = getattr(callback_on_step_end, "tensor_inputs", ["latents"])
         control_scales = controlnet_conditioning_scale
         if control_scales is None:
-            control_scales = self.controlnet_conditioning_scale
+            control_scales = self.config.controlnet_conditioning_scale
         control_scales = list(control_scales) if isinstance(control_scales, (list, tuple)) else [control_scales]
-        pictures = [pad_to_square(picture) for picture in load_pictures(image, "image")]
+        pictures = load_pictures(image, "image")
+        self.check_background(pictures)
+        pictures = [pad_to_square(picture) for picture in pictures]
         batch_size = len(pictures)
         self.check_size(height, width)
         self.check_numbers(

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from zero123plus import loading
-from zero123plus.options import Parser, add_checkpoint_options, command, load_from_options, number, scale
+from zero123plus.options import DTYPES, Parser, add_checkpoint_options, command, load_from_options, number, scale
 
 from . import benchmark, metrics
 from .evaluate import read
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None):
     add("--settings", nargs="+", default=[""], help="only those whose names begin so, beside the first")
     add("--guidance", type=scale, help="scale of classifier-free guidance (default: the checkpoint's)")
     dtype = "float16" if torch.cuda.is_available() else "float32"
-    add("--dtype", choices=loading.DTYPES, default=dtype, help="of what is timed")
+    add("--dtype", choices=DTYPES, default=dtype, help="of what is timed")
     add(
         "--repeats",
         type=number(int, 0),

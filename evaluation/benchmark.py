@@ -46,8 +46,8 @@ from pipeline import CAMERAS, ReferenceCache, Zero123PlusPipeline, install_refer
 from training.mini import SCHEDULE, build_tokenizer, edges, reference_processor
 from zero123plus.cuda_graphs import CudaGraphs
 from zero123plus.files import write_file
-from zero123plus.loading import DTYPES, choose_device
-from zero123plus.options import Parser, command, count
+from zero123plus.loading import choose_device
+from zero123plus.options import DTYPES, Parser, command, count
 
 from . import plain
 from .baseline import SharedNoise, load_baseline

@@ -6,7 +6,7 @@
     python -m evaluation.mesh --renders data/heldout --draw FILE duck-0 robot-0  # input, views, mesh from two sides
 
 Volume IoU compares with the toy itself, rebuilt in Blender and filled on a grid. Re-rendered, the mesh is seen by the
-six cameras with its own colours and no light, on grey. Needs the packages `bpy`, `scikit-image` and `trimesh`.
+six cameras with its own texture and no light, on grey. Needs `bpy` and the packages of a mesh.
 """
 
 import json
@@ -24,7 +24,7 @@ from pipeline import RADIUS, Cameras, split_views
 from training import blender
 from training.data import on_grey, select_views
 from training.shards import index_shards, read_member, read_object
-from zero123plus.mesh import Mesh, build_mesh, linear
+from zero123plus.mesh import Mesh, build_mesh
 from zero123plus.options import Parser, command, count
 
 from . import metrics
@@ -82,6 +82,15 @@ def voxels(vertices: np.ndarray, faces: np.ndarray, grid: int = GRID) -> np.ndar
     return solid
 
 
+def genus(faces: np.ndarray) -> int:
+    """The number of tunnels through closed surfaces of faces (F, 3): from Euler's V - E + F = 2 (pieces - tunnels)."""
+    vertices = len(np.unique(faces))
+    edges = np.concatenate([faces[:, :2], faces[:, 1:]])
+    graph = sparse.csr_matrix((np.ones(len(edges)), edges.T))[np.unique(faces)][:, np.unique(faces)]
+    pieces = sparse.csgraph.connected_components(graph, directed=False)[0]
+    return pieces - (vertices - len(faces) // 2) // 2  # three edges for two faces
+
+
 def true_mesh(name: str, azimuth: float) -> tuple[np.ndarray, np.ndarray]:
     """Vertices and triangles of a toy as it was rendered, turned so that the input view stands on +X."""
     blender.reset_scene(1)
@@ -97,19 +106,22 @@ def true_mesh(name: str, azimuth: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def render_mesh(mesh: Mesh, cameras, size: int) -> np.ndarray:
-    """The six views of a mesh with its own colours, RGB on grey in [0, 1], shape (6, size, size, 3)."""
+    """The six views of a mesh with its own texture, RGB on grey in [0, 1], shape (6, size, size, 3)."""
     blender.reset_scene(4)
     data = bpy.data.meshes.new("mesh")
     data.from_pydata(mesh.vertices.tolist(), [], mesh.faces.tolist())
-    layer = data.color_attributes.new("colour", "FLOAT_COLOR", "POINT")
-    colours = np.c_[linear(mesh.colours.clip(0, 1)), np.ones(len(mesh.colours))]
-    layer.data.foreach_set("color", colours.astype(np.float32).ravel())
-    material = bpy.data.materials.new("colours")
+    corners = mesh.corners * (1, -1) + (0, 1)  # Blender counts from below
+    data.uv_layers.new().data.foreach_set("uv", corners.astype(np.float32).ravel())
+    height, width, _ = mesh.texture.shape
+    image = bpy.data.images.new("texture", width, height)
+    pixels = np.dstack([mesh.texture[::-1].clip(0, 1), np.ones((height, width))])
+    image.pixels.foreach_set(pixels.astype(np.float32).ravel())
+    material = bpy.data.materials.new("texture")
     material.use_nodes = True
     nodes, links = material.node_tree.nodes, material.node_tree.links
-    attribute, emission = nodes.new("ShaderNodeVertexColor"), nodes.new("ShaderNodeEmission")
-    attribute.layer_name = "colour"
-    links.new(attribute.outputs["Color"], emission.inputs["Color"])
+    texture, emission = nodes.new("ShaderNodeTexImage"), nodes.new("ShaderNodeEmission")
+    texture.image = image
+    links.new(texture.outputs["Color"], emission.inputs["Color"])
     links.new(emission.outputs["Emission"], nodes["Material Output"].inputs["Surface"])
     data.materials.append(material)
     bpy.context.scene.collection.objects.link(bpy.data.objects.new("mesh", data))
@@ -166,7 +178,8 @@ def measure_mesh(entry: dict, predictions: Path | None) -> dict:
         "volume IoU": metrics.mask_iou(ours, true),
         "PSNR of re-rendered views": metrics.psnr(rendered, on_grey_rgb(views) / 255),
         "seconds": seconds,
-        "vertices": len(mesh.vertices),
+        "faces": len(mesh.faces),
+        "genus": genus(mesh.faces),
     }
 
 

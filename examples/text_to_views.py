@@ -16,7 +16,7 @@ from PIL import Image
 
 from zero123plus import loading
 from zero123plus.options import Parser, add_checkpoint_options, command, count, load_from_options, ratio, seed
-from zero123plus.pictures import recentre, remove_background
+from zero123plus.pictures import FOREGROUND_RATIO, prepare
 from zero123plus.results import put_result, write_result
 
 SUFFIX = ", single object, whole, centred, plain white background"  # what background removal and Zero123++ want
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--text-model", default="stabilityai/stable-diffusion-xl-base-1.0")
     add_checkpoint_options(parser.add_argument)
     parser.add_argument("--keep-background", action="store_true", help="do not cut the object out")
-    parser.add_argument("--foreground-ratio", type=ratio, default=0.85)
+    parser.add_argument("--foreground-ratio", type=ratio, default=FOREGROUND_RATIO)
     parser.add_argument("--text-steps", type=count, default=30)
     parser.add_argument("--steps", type=count, help="default: the checkpoint's")
     parser.add_argument("--seed", type=seed, default=0)
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None):
     free()
 
     # 2. Cut out and centre
-    cut = picture if o.keep_background else recentre(remove_background(picture), o.foreground_ratio)
+    cut = picture if o.keep_background else prepare(picture, "remove", o.foreground_ratio)
 
     # 3. Picture to views
     pipe = load_from_options(o)

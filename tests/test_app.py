@@ -32,7 +32,7 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-import app  # noqa: E402
+from zero123plus import page as app  # noqa: E402
 from zero123plus.loading import Checkpoint  # noqa: E402
 from zero123plus.upscale import Upscaler  # noqa: E402
 
@@ -147,7 +147,7 @@ def test_call_from_another_program(address, tmp_path, monkeypatch):
     snippet = re.search(r"```py\n(from gradio_client.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     monkeypatch.chdir(ROOT)
     namespace = {}
-    exec(re.sub(r'Client\(".*?"\)', f'Client("{address}")', snippet).replace("steps=28", "steps=1"), namespace)
+    exec(re.sub(r'Client\(".*?"\)', f'Client("{address}")', snippet).replace("seed=", "steps=1, seed="), namespace)
     assert PIL.Image.open(namespace["tile"]).size == (256, 384) and len(namespace["views"]) == 6
     assert Path(namespace["mesh"]).read_bytes()[:4] == b"glTF"
     assert "views/cameras.json" in zipfile.ZipFile(namespace["archive"]).namelist()
@@ -169,14 +169,75 @@ def test_call_from_another_program(address, tmp_path, monkeypatch):
         gradio_client.Client(address, verbose=False).predict(None, api_name="/generate")
 
 
-def test_broken_file_is_a_message(browser, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"this is no picture")
+@pytest.mark.parametrize("part", (0, 0.5), ids=("nothing", "half"))
+def test_a_damaged_file_is_refused_at_upload(browser, tmp_path, capsys, part):
+    picture = (ROOT / "examples" / "images" / "duck.png").read_bytes()
+    (tmp_path / "broken.png").write_bytes(picture[: int(part * len(picture))] or b"this is no picture")
     wait(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#picture input[type=file]")).send_keys(
         str(tmp_path / "broken.png")
     )
-    wait(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#picture img"))
-    browser.find_element(By.ID, "generate").click()
     wait(browser, lambda: "cannot be read as a picture" in browser.find_element(By.TAG_NAME, "body").text)
+    wait(browser, lambda: not sources(browser, "#picture"))
+    assert "Traceback" not in "".join(capsys.readouterr())
+
+
+def test_what_the_model_sees_of_a_photograph(browser, tmp_path):
+    photograph = PIL.Image.new("RGB", (80, 60), "white")
+    photograph.paste((180, 20, 20), (10, 10, 30, 30))
+    photograph.save(tmp_path / "photograph.png")
+    upload(browser, tmp_path / "photograph.png")
+    (seen,) = wait(browser, lambda: sources(browser, "#seen"))
+    pixels = np.asarray(PIL.Image.open(io.BytesIO(fetch(seen))).convert("RGB")).astype(int)
+    edge = len(pixels)
+    assert np.abs(pixels[0] - 127).max() <= 2 and np.abs(pixels[edge // 2, edge // 2] - (180, 20, 20)).max() <= 4
+
+
+def test_buttons_while_it_runs(browser):
+    """Generate is off and Stop is on, a bar says how far it is, and there is nothing to download until the end."""
+    upload(browser, ROOT / "examples" / "images" / "duck.png")
+    browser.find_element(By.ID, "dice").click()
+    box = browser.find_element(By.CSS_SELECTOR, "#seed input, #seed textarea")
+    wait(browser, lambda: int(box.get_attribute("value")) > 0)
+    set_steps(browser, 100)
+    generate, stop, archive = (browser.find_element(By.ID, name) for name in ("generate", "stop", "archive"))
+    enabled = [button.is_enabled() for button in (generate, stop, archive)]
+    assert enabled == [True, False, False]
+    generate.click()
+    wait(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#bar progress").get_attribute("value") > "1")
+    assert "of 100 steps" in browser.find_element(By.ID, "bar").text
+    assert [button.is_enabled() for button in (generate, stop, archive)] == [False, True, False]
+    stop.click()
+    wait(browser, lambda: [button.is_enabled() for button in (generate, stop, archive)] == [True, False, False])
+    shown = sources(browser, "#tile")
+    time.sleep(3)
+    assert sources(browser, "#tile") == shown  # it has ended
+    set_steps(browser, 1)
+    generate.click()
+    wait(browser, lambda: [button.is_enabled() for button in (generate, stop, archive)] == [True, False, True])
+
+
+def test_a_phone_reaches_the_results(browser):
+    browser.set_window_size(390, 800)
+    upload(browser, ROOT / "examples" / "images" / "duck.png")
+    set_steps(browser, 1)
+    browser.execute_script(
+        "document.getElementById('generate').scrollIntoView(); arguments[0].click()",
+        browser.find_element(By.ID, "generate"),
+    )
+    inside = "const box = document.getElementById('tile').getBoundingClientRect(); return box.top < window.innerHeight"
+    wait(browser, lambda: browser.execute_script(inside))
+
+
+def test_all_six_views_are_seen(browser):
+    upload(browser, ROOT / "examples" / "images" / "duck.png")
+    set_steps(browser, 1)
+    browser.find_element(By.ID, "generate").click()
+    wait(browser, lambda: len(sources(browser, "#views")) >= 6)
+    inside = """
+        const frame = document.getElementById('views').getBoundingClientRect();
+        const boxes = [...document.querySelectorAll('#views img')].map(view => view.getBoundingClientRect());
+        return boxes.every(box => box.height > 20 && box.bottom <= frame.bottom && box.top >= frame.top);"""
+    wait(browser, lambda: browser.execute_script(inside))
 
 
 def test_no_picture_is_a_message(browser):

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 from conftest import assert_differ, assert_same, build_pipe, noise_picture
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
@@ -32,6 +32,48 @@ def test_optional_controlnet_is_saved_and_loaded(pipe, tmp_path):
     pipe.add_controlnet()
     pipe.save_pretrained(tmp_path)
     assert isinstance(Zero123PlusPipeline.from_pretrained(tmp_path).controlnet, ControlNetModel)
+
+
+def test_what_is_no_component_is_kept_or_missed(pipe, picture, run, tmp_path, caplog):
+    """A pipeline of another's components has its parameters too, or says that they are missing."""
+    pipe.register_to_config(ramping_coefficients=[0.5] * 16, default_num_inference_steps=3)
+    pipe.add_controlnet(conditioning_scale=0.75)
+    caplog.clear()
+    again = Zero123PlusPipeline(**pipe.components, **pipe.parameters)
+    assert not caplog.records and again.parameters == pipe.parameters
+    Zero123PlusPipeline(**pipe.components)
+    assert "pass `**pipe.parameters` too" in caplog.text
+    pipe.save_pretrained(tmp_path)
+    again = Zero123PlusPipeline.from_pretrained(tmp_path)
+    again.warned.add("background")
+    options = {"control_image": noise_picture(3, (32, 48)), "num_inference_steps": 1}
+    assert_same(run(again, picture, **options), run(pipe, picture, **options))
+    assert again.config.controlnet_conditioning_scale == 0.75
+
+
+def test_from_pipe_by_the_base_class(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    source = {"custom_pipeline": str(tmp_path), "trust_remote_code": True}
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, **source)
+    again = DiffusionPipeline.from_pipe(loaded, **source)
+    assert again.unet is loaded.unet and again.controlnet is None
+    loaded.add_controlnet()
+    with pytest.raises(ValueError, match="pass `controlnet=pipe.controlnet`"):
+        DiffusionPipeline.from_pipe(loaded, **source)
+    assert DiffusionPipeline.from_pipe(loaded, controlnet=loaded.controlnet, **source).controlnet is loaded.controlnet
+
+
+def test_a_lora_is_not_saved_as_modules(pipe, picture, run, tmp_path):
+    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False))
+    computed = run(pipe, picture)
+    with pytest.raises(ValueError, match="unload_lora_weights"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    pipe.save_pretrained(tmp_path / "saved")
+    again = Zero123PlusPipeline.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(run(again, picture), computed, rtol=1e-3, atol=1e-3)
 
 
 def test_safety_checker_must_be_none(pipe):
@@ -109,9 +151,11 @@ def test_processors_that_lose_the_reference_are_refused(pipe, picture, run):
         run(pipe, picture)
 
 
-def test_attention_slicing_changes_nothing_and_can_be_undone(pipe, picture, run):
+def test_attention_slicing_changes_nothing_and_can_be_undone(pipe, picture, run, caplog):
     before = run(pipe, picture)
-    pipe.enable_attention_slicing()
+    for _ in range(2):
+        pipe.enable_attention_slicing()
+    assert caplog.text.count("Attention slicing is not needed") == 1
     assert_same(run(pipe, picture), before)
     pipe.disable_attention_slicing()
     assert_same(run(pipe, picture), before)

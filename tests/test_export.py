@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
 import pytest
 from helpers import POSES, READERS, SIZE, hull_iou, intrinsics, lines_of, silhouettes
 
 from zero123plus import results
 from zero123plus.exports import EXPORTS
+from zero123plus.mesh import project
 from zero123plus.pictures import cut_out
 
 
@@ -57,6 +59,24 @@ def test_views_without_a_silhouette_give_a_sphere_of_points_and_no_mesh(tmp_path
     assert "There is no glb of grey: 0 of 6 views have a silhouette, but a mesh needs at least 2." in caplog.text
     points = [line.split()[1:4] for line in lines_of(tmp_path / "colmap", "points3D")]
     assert np.allclose(np.linalg.norm(np.array(points, float), axis=1), 0.25, atol=1e-5)
+
+
+def test_mesh_and_cameras_of_a_result_line_up(tmp_path, pipe):
+    """The mesh, by the matrix of `cameras.json`, covers in each view what the view shows."""
+    trimesh = pytest.importorskip("trimesh")
+    masks = silhouettes((0.2, 0, 0.1), SIZE)
+    views = [PIL.Image.fromarray(np.where(mask[..., None], (200, 30, 30), 127).astype(np.uint8)) for mask in masks]
+    results.write_result(tmp_path, pipe, PIL.Image.new("RGB", (2 * SIZE, 3 * SIZE)), views, ["glb"])
+    (mesh,) = trimesh.load_scene(tmp_path / "glb" / "mesh.glb").geometry.values()
+    cameras = json.loads((tmp_path / "cameras.json").read_text())
+    mesh.apply_transform(cameras["gltf_to_world"])
+    for mask, frame in zip(masks, cameras["frames"]):
+        (row, column), _ = project(mesh.vertices, np.array(frame["camera_to_world"]), np.array(cameras["intrinsics"]))
+        seen = PIL.Image.new("1", (SIZE, SIZE))
+        for face in mesh.faces:
+            PIL.ImageDraw.Draw(seen).polygon(list(zip(column[face], row[face])), fill=1)
+        seen = np.asarray(seen)
+        assert (seen & mask).sum() / (seen | mask).sum() > 0.9
 
 
 def test_nerfstudio_names_the_points_that_splatfacto_starts_from(ball):

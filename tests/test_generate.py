@@ -66,12 +66,11 @@ def test_never_overwrites_unasked(command, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["toy"]
 
 
-@pytest.mark.parametrize("content", [b"no picture", b"", None], ids=["text", "empty", "missing"])
+@pytest.mark.parametrize("content", [b"no picture", b""], ids=["text", "empty"])
 def test_bad_input_is_one_line_and_code_2(command, tmp_path, capsys, content):
     """A good picture beside the bad one is still done."""
     path = tmp_path / "bad.png"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     assert command(tmp_path / "toy.png", path) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("generate.py")]
     assert len(lines) == 2 and "on cpu, float32" in lines[0] and "bad.png cannot be read" in lines[1]
@@ -135,11 +134,10 @@ def test_folders_and_patterns_in_batches(command, tmp_path):
     assert command(tmp_path / "photos", "--batch-size", 2) == 0
     together = {name: tile(tmp_path, name) for name in ("a", "b", "old/c")}
     assert command(tmp_path / "photos" / "?.*") == 2  # the results of a and b exist
-    (tmp_path / "out" / "a" / "cameras.json").write_text("kept")
+    (tmp_path / "out" / "a" / "tile.png").write_text("kept")
     shutil.rmtree(tmp_path / "out" / "b")
     assert command(tmp_path / "photos" / "?.*", "--resume") == 0
-    assert (tmp_path / "out" / "a" / "cameras.json").read_text() == "kept"
-    assert command(tmp_path / "photos" / "?.*", "--resume", "--checkpoint", "nowhere") == 0  # nothing is left to do
+    assert (tmp_path / "out" / "a" / "tile.png").read_text() == "kept"
     assert np.abs(tile(tmp_path, "b") - together["b"]).max() <= 1
     assert np.abs(together["a"] - together["b"]).max() > 1
 
@@ -293,6 +291,72 @@ def test_foreground_ratio_wants_transparency(command, tmp_path, capsys):
     picture.paste((200, 0, 0, 255), (0, 0, 10, 5))
     picture.save(tmp_path / "toy.png")
     assert command(tmp_path / "toy.png", "--foreground-ratio", 0.8) == 0
+
+
+def test_resuming_names_what_was_made_otherwise_and_adds_exports(command, tmp_path, capsys):
+    assert command(tmp_path / "toy.png") == 0
+    cameras = json.loads((tmp_path / "out" / "toy" / "cameras.json").read_text())
+    made_with = [cameras[key] for key in ("checkpoint", "seed", "num_inference_steps", "guidance_scale")]
+    assert made_with == [str(tmp_path / "checkpoint"), 0, 1, 2.0]
+    before = tile(tmp_path, "toy")
+    capsys.readouterr()
+    assert command(tmp_path / "toy.png", "--resume") == 0 and not capsys.readouterr().err
+    assert command(tmp_path / "toy.png", "--resume", "--seed", 7, "--steps", 2, "--export", "colmap") == 0
+    said = "toy is kept, but was made with seed 0, not 7, num_inference_steps 1, not 2: --overwrite makes it anew"
+    assert said in capsys.readouterr().err
+    assert np.array_equal(tile(tmp_path, "toy"), before)
+    assert (tmp_path / "out" / "toy" / "colmap" / "sparse" / "0" / "cameras.txt").is_file()
+
+
+def test_help_and_missing_files_wait_for_nothing(tmp_path):
+    program = """
+import sys, generate
+try:
+    generate.main(sys.argv[1:])
+finally:
+    print({"torch", "numpy"} & {*sys.modules})
+"""
+    for arguments in (["--help"], [str(tmp_path / "nothing.png"), "-o", str(tmp_path / "out")]):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+        assert done.stdout.endswith("set()\n")
+    assert done.returncode == 2 and f"'{tmp_path / 'nothing.png'}' is not there" in done.stderr
+
+
+def test_a_plain_background_is_cut_out(command, tmp_path):
+    """Of a picture on white the model sees the object alone, unless the background is kept; grey stays as it is."""
+    thing = noise_picture(3, (20, 10))
+    for name, mode, colour in (
+        ("alone", "RGBA", (0, 0, 0, 0)),
+        ("white", "RGB", "white"),
+        ("grey", "RGB", (127,) * 3),
+    ):
+        picture = PIL.Image.new(mode, (60, 40), colour)
+        picture.paste(thing, (30, 5))
+        picture.save(tmp_path / f"{name}.png")
+    assert command(tmp_path / "alone.png", "--foreground-ratio", pictures.FOREGROUND_RATIO) == 0
+    assert command(tmp_path / "white.png") == 0
+    assert np.abs(tile(tmp_path, "alone") - tile(tmp_path, "white")).max() <= 2
+    assert command(tmp_path / "white.png", "--keep-background", "--overwrite") == 0
+    assert np.abs(tile(tmp_path, "alone") - tile(tmp_path, "white")).max() > 10
+    assert command(tmp_path / "grey.png") == 0
+    grey = tile(tmp_path, "grey")
+    assert command(tmp_path / "grey.png", "--keep-background", "--overwrite") == 0
+    assert np.array_equal(grey, tile(tmp_path, "grey"))
+
+
+def test_a_background_that_cannot_be_removed(command, tmp_path, monkeypatch, capsys, caplog):
+    """By default it stays, with one warning for all pictures; with --remove-background that is an error."""
+    monkeypatch.setitem(sys.modules, "rembg", None)
+    pictures.rembg_session.cache_clear()
+    pictures.log_once.cache_clear()
+    noise_picture(1).save(tmp_path / "other.png")
+    assert command(tmp_path / "toy.png", tmp_path / "other.png") == 0
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert [warning.partition(":")[0] for warning in warnings if "ackground" in warning] == [
+        "The background stays, from which the views usually go wrong"
+    ]
+    assert command(tmp_path / "toy.png", "--remove-background", "--overwrite") == 2
+    assert "needs the package rembg" in capsys.readouterr().err
 
 
 def test_recentre():

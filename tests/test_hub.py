@@ -247,5 +247,7 @@ def test_what_no_component_needs_is_not_downloaded():
     """Original weights at a repository's root, beside those of the components."""
     files = ["model.safetensors", "v1-5-pruned.safetensors", "unet/diffusion_pytorch_model.safetensors"]
     files += ["unet/diffusion_pytorch_model.fp16.safetensors", "model_index.json", loading.LORA_FILE]
-    wanted = filter_repo_objects(files, allow_patterns=loading.WEIGHTS, ignore_patterns=loading.VARIANTS)
+    wanted = filter_repo_objects(
+        files, allow_patterns=loading.WEIGHTS, ignore_patterns=[*loading.OTHERS, *loading.VARIANT_FILES]
+    )
     assert list(wanted) == ["unet/diffusion_pytorch_model.safetensors", "model_index.json", loading.LORA_FILE]

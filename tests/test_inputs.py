@@ -4,12 +4,14 @@ import io
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import pytest
 import torch
 from conftest import assert_same, noise_picture
 from diffusers import ControlNetModel
 
 from pipeline import load_pictures, pad_to_square
+from zero123plus.pictures import read_picture
 
 RGB = noise_picture(0, (6, 6))
 ARRAY = np.array(RGB)
@@ -54,6 +56,38 @@ def test_modes():
     same(load_pictures(PIL.Image.fromarray(np.asarray(grey).astype(np.float32) / 255), "image"), [grey.convert("RGB")])
     cmyk = RGB.convert("CMYK")
     same(load_pictures(cmyk, "image"), [cmyk.convert("RGB")])
+
+
+@pytest.mark.parametrize("mode", ("RGB", "RGBA", "P"))
+def test_colour_profiles_are_applied(mode, tmp_path):
+    """sRGB with red and blue exchanged. One that cannot be read counts as none."""
+    profile = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile.replace(b"rXYZ", b"____").replace(b"bXYZ", b"rXYZ").replace(b"____", b"bXYZ")
+    red = PIL.Image.new("RGB", (6, 6), (255, 0, 0)).convert(mode)
+    for kept, colour in ((profile, (0, 0, 255)), (b"no profile", (255, 0, 0)), (profile[:300], (255, 0, 0))):
+        red.save(tmp_path / "red.png", icc_profile=kept)
+        expected = [PIL.Image.new("RGB", (6, 6), colour)]
+        same(load_pictures(PIL.Image.open(tmp_path / "red.png"), "image"), expected)
+        read = read_picture(tmp_path / "red.png", "red.png")
+        assert ("A" in read.getbands()) == (mode == "RGBA")
+        same(load_pictures(read, "image"), expected)
+
+
+@pytest.mark.parametrize(
+    ("background", "said"),
+    (((0, 0, 0), "has the colour [0, 0, 0]"), (None, "has many colours"), ((120, 127, 130), ""), ("cut", "")),
+)
+def test_a_background_gives_one_warning(pipe, run, caplog, background, said):
+    pipe.warned.clear()
+    image = noise_picture()
+    if background == "cut":
+        image.putalpha(0)
+    elif background:
+        image.paste(background, (0, 0, 40, 40))
+    image.paste((200, 30, 30), (10, 10, 30, 30))
+    for _ in range(2):
+        run(pipe, image, num_inference_steps=1)
+    assert caplog.text.count("The border of `image`") == bool(said) and said in caplog.text
 
 
 def test_transparency_goes_on_grey():

@@ -3,8 +3,10 @@
 import argparse
 
 import pytest
+import torch
 
-from zero123plus import options
+import pipeline
+from zero123plus import exports, options
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,12 @@ def test_other_numbers_are_refused_by_the_option(kind, text, message, capsys):
         parser.parse_args(["--limit", text])
     error = capsys.readouterr().err
     assert "argument --limit: " in error and message in error
+
+
+def test_what_options_can_be_is_what_there_is():
+    """Options are parsed before the modules of these things are imported."""
+    assert options.CAMERAS == tuple(pipeline.CAMERAS) and options.EXPORTS == tuple(exports.EXPORTS)
+    assert all(isinstance(getattr(torch, name), torch.dtype) for name in options.DTYPES)
 
 
 def test_a_command_ends_with_one_line():

@@ -500,8 +500,16 @@ def test_interrupting_one_call_leaves_another(pipe, run):
 
 def test_diffusers_own_callback_ends_guidance(pipe, picture, run):
     callback = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0)
-    ours = run(pipe, picture, num_inference_steps=2, callback_on_step_end=callback)
-    assert_same(ours, run(pipe, picture, num_inference_steps=2, guidance_end=0.5))
+    for image in (picture, [picture, noise_picture(1)]):
+        ours = run(pipe, image, num_inference_steps=2, callback_on_step_end=callback)
+        assert_same(ours, run(pipe, image, num_inference_steps=2, guidance_end=0.5))
+
+
+def test_what_is_no_argument_is_named(pipe, picture, run):
+    with pytest.raises(TypeError, match="takes no argument 'callback': `callback_on_step_end`, called as callback"):
+        run(pipe, picture, callback=print)
+    with pytest.raises(TypeError, match="takes no argument 'guidence_scale'.$"):
+        run(pipe, picture, guidence_scale=2.0)
 
 
 def test_a_callback_may_raise_guidance_and_return_more(pipe, picture, run):

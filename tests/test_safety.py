@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import safetensors.torch
 import torch
-from conftest import noise_picture
+from conftest import assert_same, noise_picture
+from peft import LoraConfig
 
 import pipeline
 from pipeline import Zero123PlusPipeline, load_pictures, pad_to_square
@@ -248,14 +250,33 @@ class TestCheckpoints:
         (
             ("model_index.json", '{"_class', "model_index.json cannot be read as JSON"),
             ("model_index.json", "[]", "model_index.json holds a list"),
-            ("vision_encoder/config.json", "[1]", "checkpoint cannot be loaded, because it is damaged"),
-            ("tokenizer/tokenizer_config.json", "[1]", "checkpoint cannot be loaded, because it is damaged"),
+            ("vision_encoder/config.json", "[1]", "checkpoint cannot be loaded: "),
+            ("tokenizer/tokenizer_config.json", "[1]", "checkpoint cannot be loaded: "),
+            ("unet/diffusion_pytorch_model.safetensors", "x", "checkpoint cannot be loaded: "),
         ),
     )
     def test_damaged_configurations_are_named(self, folder, file, text, message):
         (folder / file).write_text(text)
         with pytest.raises(ValueError, match=message):
             loading.Checkpoint(folder, "cpu").load()
+
+    def test_the_variant_that_is_there_is_taken(self, folder, pipe, picture, run, tmp_path):
+        pipe.save_pretrained(tmp_path / "half", variant="fp16")
+        again = loading.Checkpoint(tmp_path / "half", "cpu").load()
+        again.warned.add("background")
+        assert_same(run(again, picture), run(pipe, picture))
+        assert loading.find_variant(folder) is None
+
+    def test_loras_as_diffusers_saves_them(self, folder, pipe, picture, run, tmp_path):
+        """The keys of a model's own have no prefix. Its alpha counts too."""
+        config = LoraConfig(r=2, lora_alpha=7, target_modules=["to_q"], init_lora_weights=False)
+        pipe.unet.add_adapter(config)
+        pipe.unet.save_lora_adapter(tmp_path / "lora")
+        again = loading.Checkpoint(folder, "cpu", lora=tmp_path / "lora").load()
+        assert_same(run(again, picture), run(pipe, picture))
+        safetensors.torch.save_file({"net.weight": torch.ones(2)}, tmp_path / "lora" / loading.LORA_FILE)
+        with pytest.raises(ValueError, match="has weights such as 'net.weight', but those of a LoRA begin with unet."):
+            loading.Checkpoint(folder, "cpu", lora=tmp_path / "lora").load()
 
     def test_cameras_belong_to_weights(self, folder, tmp_path, monkeypatch):
         self.change(folder, view_azimuths=None, view_elevations=None, view_fov=None)

@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from pipeline import GREY
 
 from .mesh import build_mesh, check_packages, surface_points, write_glb
+from .options import NUM_FACES
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +97,10 @@ def write_colmap(folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, 
     (model / "points3D.txt").write_text("\n".join(["# POINT3D_ID X Y Z R G B ERROR", *rows]) + "\n")
 
 
-def write_mesh(folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.ndarray):
-    """Writes `mesh.glb`, as [`mesh.write_glb`] describes it."""
+def write_mesh(folder: Path, views: list[PIL.Image.Image], poses, intrinsics, faces: int = NUM_FACES):
+    """Writes `mesh.glb`, as [`mesh.write_glb`] describes it, of about so many faces."""
     folder.mkdir()
-    write_glb(folder / "mesh.glb", build_mesh(views, poses, intrinsics))
+    write_glb(folder / "mesh.glb", build_mesh(views, poses, intrinsics, faces))
 
 
 # Each writes views and cameras into a new folder, and takes

@@ -14,7 +14,7 @@ from pipeline import load_pictures
 
 from . import results
 from .loading import ROOT, Checkpoint
-from .options import one_line
+from .options import NUM_FACES, one_line
 from .pictures import prepare, read_picture
 from .preview import Preview
 from .upscale import Upscaler, join_views
@@ -31,9 +31,10 @@ class Settings:
         checkpoint: that makes them.
         call: arguments of the pipeline that are the same for all.
         seed: of every picture.
-        remove_background: whether to cut the object out.
-        foreground_ratio: see [`pictures.recentre`]; None leaves the object where it is.
+        background: see [`pictures.prepare`].
+        foreground_ratio: likewise.
         exports: keys of `exports.EXPORTS`.
+        faces: of a mesh, about.
         upscale: whether to make the views four times as large, by [`upscale.Upscaler`].
         preview: whether to show the first picture of a batch while its views form.
         overwrite: whether earlier results may be replaced.
@@ -44,21 +45,39 @@ class Settings:
     checkpoint: Checkpoint
     call: dict
     seed: int = 0
-    remove_background: bool = False
+    background: str = "auto"
     foreground_ratio: float | None = None
     exports: tuple[str, ...] = ()
+    faces: int = NUM_FACES
     upscale: bool = False
     preview: bool = False
     overwrite: bool = False
     resume: bool = False
 
 
+def made_with(settings: Settings) -> dict:
+    """What `cameras.json` says of how views were made. What a call does not name is the checkpoint's own."""
+    checkpoint, call = settings.checkpoint, settings.call
+    defaults = checkpoint.defaults()
+    return {
+        "checkpoint": checkpoint.name and str(checkpoint.name),
+        "lora": checkpoint.lora and str(checkpoint.lora),
+        "lora_scale": checkpoint.lora_scale,
+        "seed": settings.seed,
+        **{name: defaults[name] if call.get(name) is None else call[name] for name in defaults},
+        "background": settings.background,
+        "foreground_ratio": settings.foreground_ratio,
+        "upscale": settings.upscale,
+    }
+
+
 class Generator:
     """Makes and writes the views of pictures. It holds the pipeline, so that each worker loads it once."""
 
     def __init__(self, settings: Settings):
-        self.settings = settings
+        self.settings, self.made_with = settings, made_with(settings)
         self.pipe = settings.checkpoint.load()
+        self.pipe.warned.add("background")  # `prepare` warns of it
         self.upscaler = Upscaler(self.pipe.device.type) if settings.upscale else None
 
     def __call__(self, jobs: list[Job], progress: bool = False) -> list[dict]:
@@ -110,7 +129,7 @@ class Generator:
         except OSError as error:
             raise ValueError(f"{url} cannot be read: {one_line(error)}") from error
         try:
-            picture = prepare(picture, self.settings.remove_background, self.settings.foreground_ratio)
+            picture = prepare(picture, self.settings.background, self.settings.foreground_ratio)
         except ValueError as error:
             raise ValueError(f"{url}: {error}") from error
         return load_pictures(picture, url)[0]
@@ -137,8 +156,10 @@ class Generator:
                 if self.upscaler:
                     views = [self.upscaler(view) for view in tqdm(views, name, unit="view", disable=not progress)]
                     tile = join_views(views)
-                options = {"exports": settings.exports, "name": name}
-                write = partial(results.write_result, pipe=self.pipe, tile=tile, views=views, **options)
+                options = {"exports": settings.exports, "name": name, "faces": settings.faces}
+                write = partial(
+                    results.write_result, pipe=self.pipe, tile=tile, views=views, **options, **self.made_with
+                )
                 results.put_result(write, settings.output, name, settings.overwrite, settings.resume)
             except (MemoryError, OSError, ValueError) as error:
                 errors[name] = f"{name}: {one_line(error)}"

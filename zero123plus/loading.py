@@ -1,10 +1,13 @@
 """Loading a checkpoint, ready to call: from a folder, a training run or the Hub, without running code of it."""
 
 import contextlib
+import functools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors
 import torch
 from diffusers import ControlNetModel
 from huggingface_hub import snapshot_download
@@ -17,8 +20,10 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 RUN_FILE = "run.json"  # what a training run says of itself in each of its checkpoints, and a ControlNet of its cameras
 # What components need: weights lie in the components' folders, but for a LoRA's and a ControlNet's own
 WEIGHTS = ("*.json", "*.txt", "*.model", "*/*.safetensors", "diffusion_pytorch_model*.safetensors", LORA_FILE)
-VARIANTS = ("*.fp16.*", "*non_ema*", "*onnx*", "*openvino*", "*flax*")  # not downloaded
-DTYPES = ("float32", "float16", "bfloat16")
+OTHERS = ("*non_ema*", "*onnx*", "*openvino*", "*flax*")  # not downloaded
+VARIANTS = ("fp16", "bf16")  # whose weights are downloaded and taken where a component has no others
+VARIANT_FILES = tuple(f"*.{variant}[.-]*" for variant in VARIANTS)
+LORA_PREFIXES = ("unet.", "text_encoder.", "lora_unet_", "lora_te")
 
 
 def choose_device(device: str | None = None) -> str:
@@ -77,8 +82,13 @@ def find(name: str | Path, pickle: bool = False) -> Path:
     if folder.exists():
         raise ValueError(f"{name} is a file, but a checkpoint is a folder or a Hub name.")
     patterns = [*WEIGHTS, "*.bin"] if pickle else list(WEIGHTS)
+    download = functools.partial(snapshot_download, str(name), allow_patterns=patterns)
     try:
-        return Path(snapshot_download(str(name), allow_patterns=patterns, ignore_patterns=list(VARIANTS)))
+        found = Path(download(ignore_patterns=[*OTHERS, *VARIANT_FILES]))
+        configured = {path.parent for path in (*found.glob("config.json"), *found.glob("*/config.json"))}
+        if configured - {path.parent for path in (*found.glob("*.safetensors"), *found.glob("*/*.safetensors"))}:
+            found = Path(download(ignore_patterns=list(OTHERS)))
+        return found
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ValueError(
             f"{name} is no folder here, and cannot be had from the Hub ({' '.join(str(error).split())[:200]}): check"
@@ -148,16 +158,25 @@ def run_record(folder: Path) -> dict:
     return read_json(path) if path.is_file() else {}
 
 
+def find_variant(folder: Path) -> str | None:
+    """The variant, of `VARIANTS`, of which some component has weights and no others."""
+    for path in folder.glob("*/*.safetensors"):
+        found = re.search(rf"\.({'|'.join(VARIANTS)})[.-]", path.name)
+        if found and not [other for other in path.parent.glob("*.safetensors") if f".{found[1]}" not in other.name]:
+            return found[1]
+    return None
+
+
 @contextlib.contextmanager
 def naming(name: str | Path):
-    """Turns whatever a damaged checkpoint makes diffusers and transformers raise into a ValueError that names it."""
+    """Turns whatever a checkpoint makes diffusers and transformers raise into a ValueError that names it."""
     try:
         yield
     except (ValueError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"{name} cannot be loaded, because it is damaged or of another kind: {reason}") from error
+        raise ValueError(f"{name} cannot be loaded: {reason}") from error
 
 
 def load_components(
@@ -178,7 +197,8 @@ def load_components(
     check_kind(folder)
     check_weights(folder, pickle)
     with naming(folder):
-        pipe = Zero123PlusPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=None if pickle else True)
+        options = {"use_safetensors": None if pickle else True, "variant": find_variant(folder)}
+        pipe = Zero123PlusPipeline.from_pretrained(folder, dtype=dtype, **options)
     if cameras is not None:
         set_cameras(pipe, cameras, "`--cameras`")
     return pipe
@@ -192,7 +212,7 @@ class Checkpoint:
         name: see [`find`]; the one in this repository by default. A LoRA run is its LoRA on the checkpoint that it was
             trained from.
         device: see [`choose_device`].
-        dtype: one of `DTYPES`; see [`choose_dtype`].
+        dtype: one of `options.DTYPES`; see [`choose_dtype`].
         cameras: a key of `pipeline.CAMERAS`, for a checkpoint that does not say its cameras.
         lora: folder, run or Hub name of a LoRA.
         lora_scale: its strength.
@@ -212,19 +232,33 @@ class Checkpoint:
         device = choose_device(self.device)
         return f"on {device}, {str(choose_dtype(device, self.dtype)).removeprefix('torch.')}"
 
+    def find(self) -> tuple[Path, str | Path | None]:
+        """The folder of the pipeline, and the LoRA on it, if any.
+
+        Raises:
+            ValueError: as [`find`], or if a LoRA does not say what it was trained from.
+        """
+        folder, lora = find(ROOT if self.name is None else self.name, self.pickle), self.lora
+        if (folder / LORA_FILE).is_file() and lora is None:
+            base, lora = run_record(folder).get("checkpoint"), folder
+            if base is None:
+                raise ValueError(f"{folder} holds a LoRA alone: give it as `--lora`, and its base as `--checkpoint`.")
+            folder = find(base, self.pickle)
+        return folder, lora
+
+    def defaults(self) -> dict:
+        """`num_inference_steps` and `guidance_scale` of a call that names none."""
+        config = read_json(self.find()[0] / "model_index.json")
+        defaults = {"num_inference_steps": 28, "guidance_scale": 4.0}
+        return {name: config.get(f"default_{name}", value) for name, value in defaults.items()}
+
     def load(self) -> Zero123PlusPipeline:
         """Loads it with the "trailing" time steps that Zero123++ is used with.
 
         Raises:
             ValueError: if it cannot be loaded, or `cameras` contradict it.
         """
-        device, lora = choose_device(self.device), self.lora
-        folder = find(ROOT if self.name is None else self.name, self.pickle)
-        if (folder / LORA_FILE).is_file() and lora is None:
-            base, lora = run_record(folder).get("checkpoint"), folder
-            if base is None:
-                raise ValueError(f"{folder} holds a LoRA alone: give it as `--lora`, and its base as `--checkpoint`.")
-            folder = find(base, self.pickle)
+        device, (folder, lora) = choose_device(self.device), self.find()
         pipe = load_components(folder, choose_dtype(device, self.dtype), self.pickle, self.cameras)
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="trailing")
         if lora is not None:
@@ -274,7 +308,19 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
     if preset:
         set_cameras(pipe, preset, f"`--lora` {name}")
     with naming(name):
-        pipe.load_lora_weights(str(folder), weight_name=weight_name, use_safetensors=True)
+        with safetensors.safe_open(folder / weight_name, "np") as file:
+            keys = list(file.keys())
+        modules = {module for module, _ in pipe.unet.named_modules()}
+        options = {"weight_name": weight_name, "use_safetensors": True}
+        if any(key.startswith(LORA_PREFIXES) for key in keys):
+            pipe.load_lora_weights(str(folder), **options)
+        elif any(key.partition(".lora_")[0] in modules for key in keys):  # of `unet.save_lora_adapter`
+            pipe.unet.load_lora_adapter(str(folder), prefix=None, **options)
+        else:
+            raise ValueError(
+                f"`--lora` {name} has weights such as {next(iter(keys), 'none')!r}, but those of a LoRA begin with"
+                f" {', '.join(LORA_PREFIXES)} or the name of a module of the UNet."
+            )
         pipe.set_adapters(pipe.get_active_adapters(), scale)
 
 

@@ -1,7 +1,7 @@
-"""A coloured mesh of the object in six views: the visual hull of their silhouettes, for a quick look on a CPU.
+"""A textured mesh of the object in six views: the visual hull of their silhouettes, for a quick look on a CPU.
 
 It is no reconstruction: what no silhouette shows, such as the inside of a cup, is filled. For quality use the exports
-with nerfstudio or gsplat. Needs the packages `scikit-image` and `trimesh` for surface and file.
+with nerfstudio or gsplat. Needs the packages of `PACKAGES`.
 """
 
 import importlib.util
@@ -10,24 +10,34 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from pipeline import RADIUS
 
+from .options import NUM_FACES
 from .pictures import cut_out
 
+# By name of the module, for surface, file, fewer faces and texture
+PACKAGES = {
+    "skimage": "scikit-image",
+    "trimesh": "trimesh",
+    "fast_simplification": "fast-simplification",
+    "xatlas": "xatlas",
+}
 MIN_GRID, MAX_GRID = 128, 192  # voxels of an edge, for meshes
 POINT_GRID = 64  # for points
 TRIM_SIGMA, TRIM_LEVEL = 2.5, 0.62  # voxels of `MIN_GRID`; share of a voxel's surroundings that must be solid
 TRIM_KEEP = 0.9  # of the most solid voxel of a pixel
 SMALL_PART = 0.1  # of the largest part's volume; smaller parts are removed
-SMOOTHING = 10  # steps
+SMOOTHING, SURFACE_LEVEL = 0.7, 0.46  # voxels; a bit below a half, because smoothing takes edges away
+TEXELS = 2  # of a texture, for a pixel of the views
 DEPTH_TOLERANCE = 4  # voxels of `MIN_GRID` that a vertex may lie behind the depth buffer and still be seen
 OUTLINE_WEIGHT = 0.05  # of colours at a view's outline, which are mixed with the background
 MIN_WEIGHT = 0.02  # below which a vertex counts as unseen
-# World (+X front, +Z up) to glTF (+Z front, +Y up)
-TO_GLTF = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]])
+# glTF (+Z front, +Y up) to the world of the cameras (+X front, +Z up)
+GLTF_TO_WORLD = np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 
 
 @dataclass
@@ -38,13 +48,15 @@ class Mesh:
         vertices: shape (V, 3).
         faces: indices of vertices, counter-clockwise from outside, shape (F, 3).
         normals: of the vertices, unit, outwards, shape (V, 3).
-        colours: of the vertices, sRGB in [0, 1], shape (V, 3).
+        corners: of the faces in the texture, (column, row) in [0, 1] from its first texel's corner, shape (F, 3, 2).
+        texture: sRGB in [0, 1], shape (H, W, 3).
     """
 
     vertices: np.ndarray
     faces: np.ndarray
     normals: np.ndarray
-    colours: np.ndarray
+    corners: np.ndarray
+    texture: np.ndarray
 
 
 def check_packages():
@@ -53,8 +65,8 @@ def check_packages():
     Raises:
         ValueError: if a package is missing.
     """
-    if not all(map(importlib.util.find_spec, ("skimage", "trimesh"))):
-        raise ValueError("A mesh needs the packages scikit-image and trimesh: pip install scikit-image trimesh.")
+    if not all(map(importlib.util.find_spec, PACKAGES)):
+        raise ValueError(f"A mesh needs more packages: pip install {' '.join(PACKAGES.values())}.")
 
 
 def to_world(voxels: np.ndarray, grid: int) -> np.ndarray:
@@ -131,6 +143,7 @@ def trim(hull: np.ndarray, shape: tuple[int, int], poses: np.ndarray, intrinsics
         needed |= ~filled[pixel] & (density >= TRIM_KEEP * best[pixel])
     trimmed = np.zeros_like(solid)
     trimmed[solid] = kept | needed
+    trimmed = ndimage.binary_closing(trimmed) & solid  # what is kept here and there would be full of holes
     return np.where(solid & ~trimmed, 0, hull)
 
 
@@ -144,55 +157,98 @@ def keep_large_parts(hull: np.ndarray) -> np.ndarray:
     return np.where(ndimage.binary_fill_holes(kept) & ~kept, 1, hull)
 
 
-def surface(hull: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices of shape (V, 3) in the world, and faces of shape (F, 3), of a hull's surface, smoothed so that voxels
-    do not show (Taubin 1995, which does not shrink).
+def surface(hull: np.ndarray, faces: int):
+    """The surface of a hull in the world, a closed `trimesh.Trimesh`. A Gaussian smooths what trimming cut along
+    voxels, and closes the tunnels that it left.
+
+    Args:
+        hull: shape (grid, grid, grid).
+        faces: triangles of the surface, about.
     """
-    import trimesh.smoothing
+    import trimesh
     from skimage.measure import marching_cubes
 
-    vertices, faces, _, _ = marching_cubes(np.pad(hull, 1), 0.5, gradient_direction="ascent")  # the pad closes it
-    vertices = to_world(vertices - 1, hull.shape[0])
-    mesh = trimesh.Trimesh(vertices, faces, process=False)
-    trimesh.smoothing.filter_taubin(mesh, 0.5, 0.53, 2 * SMOOTHING)
-    return mesh.vertices.view(np.ndarray), faces
+    soft = ndimage.gaussian_filter(np.pad(hull, 2), SMOOTHING)  # the pad closes it
+    vertices, triangles, _, _ = marching_cubes(soft, SURFACE_LEVEL, gradient_direction="ascent")
+    mesh = trimesh.Trimesh(to_world(vertices - 2, hull.shape[0]), triangles, process=False)
+    return mesh.simplify_quadric_decimation(face_count=faces) if len(triangles) > faces else mesh
 
 
-def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Unit normals of vertices, the mean of their faces' weighted by area, shape (V, 3)."""
-    a, b, c = (vertices[faces[:, i]] for i in range(3))
-    normals = np.zeros_like(vertices)
-    for i in range(3):
-        np.add.at(normals, faces[:, i], np.cross(b - a, c - a))
-    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+def unwrap(mesh, texels: float) -> tuple[np.ndarray, tuple[int, int]]:
+    """Places the faces of a `trimesh.Trimesh` in a texture.
+
+    Args:
+        mesh: of [`surface`].
+        texels: along an edge of length 1.
+
+    Returns:
+        Coordinates (column, row) of the faces' corners, in [0, 1] from the first texel's corner, shape (F, 3, 2); and
+        rows and columns of the texture.
+    """
+    import xatlas
+
+    atlas, options = xatlas.Atlas(), xatlas.PackOptions()
+    options.texels_per_unit, options.padding = texels, 2
+    atlas.add_mesh(mesh.vertices, mesh.faces)
+    atlas.generate(pack_options=options)
+    _, corners, coordinates = atlas[0]
+    return coordinates[corners].astype(np.float64), (atlas.height, atlas.width)
 
 
-def colour(vertices, normals, views: np.ndarray, alphas: np.ndarray, poses: np.ndarray, intrinsics: np.ndarray):
-    """Colours of vertices, shape (V, 3), from the views that see them.
+def bake(mesh, corners: np.ndarray, shape: tuple[int, int], *views) -> np.ndarray:
+    """The texture that views give a surface, sRGB in [0, 1], of shape (*shape, 3).
+
+    Args:
+        mesh: of [`surface`].
+        corners: of [`unwrap`], as is `shape`.
+        views: arguments of [`colour`] after the points.
+    """
+    corners = corners * shape[::-1] - 0.5  # in texels, whole numbers at their centres
+    canvas = PIL.Image.new("I", shape[::-1])
+    draw = PIL.ImageDraw.Draw(canvas)
+    for i, triangle in enumerate(corners.round(3).reshape(-1, 6).tolist()):
+        draw.polygon(triangle, fill=i + 1, outline=i + 1)
+    rows, columns = np.nonzero(np.asarray(canvas))
+    face = np.asarray(canvas)[rows, columns] - 1
+    # Weights of the corners at each texel, which may lie half a texel outside of its triangle
+    a, b, c = (corners[face, i] for i in range(3))
+    edges = np.stack([b - a, c - a], axis=-1) + 1e-9 * np.eye(2)
+    weights = np.linalg.solve(edges, (np.stack([columns, rows], axis=-1) - a)[..., None])[..., 0]
+    weights = np.c_[1 - weights.sum(1), weights].clip(0, 1)[..., None]
+    weights /= weights.sum(1, keepdims=True)
+    points, normals = ((weights * of[mesh.faces[face]]).sum(1) for of in (mesh.vertices, mesh.vertex_normals))
+    texture, known = np.zeros((*shape, 3)), np.zeros(shape, bool)
+    texture[rows, columns], known[rows, columns] = colour(points, normals, *views), True
+    nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    return texture[tuple(nearest)]
+
+
+def colour(points, normals, views: np.ndarray, alphas: np.ndarray, poses: np.ndarray, intrinsics: np.ndarray):
+    """Colours of points of a surface, shape (P, 3), from the views that see them.
 
     A depth buffer of each view decides what it sees. The weight of a view is the square of the cosine between normal
-    and direction to the camera, so that seams are blended. A vertex that no view sees has the mean colour of the
+    and direction to the camera, so that seams are blended. A point that no view sees has the mean colour of the
     nearest that are seen.
 
     Args:
-        vertices: shape (V, 3).
-        normals: shape (V, 3).
+        points: shape (P, 3).
+        normals: shape (P, 3).
         views: in [0, 1], shape (N, H, W, 3).
         alphas: shape (N, H, W).
         poses: shape (N, 4, 4).
         intrinsics: shape (3, 3), in pixels.
     """
     spacing = 2 * RADIUS / MIN_GRID
-    total, weights = np.zeros((len(vertices), 3)), np.zeros(len(vertices))
+    total, weights = np.zeros((len(points), 3)), np.zeros(len(points))
     for view, alpha, pose in zip(views, alphas, poses):
-        pixels, depth = project(vertices, pose, intrinsics)
-        # The buffer has about one vertex a pixel; its least of 3 x 3 closes gaps
+        pixels, depth = project(points, pose, intrinsics)
+        # The buffer has about one point a pixel; its least of 3 x 3 closes gaps
         scale = min(1.0, MIN_GRID / 2 / view.shape[0])
         row, column = np.clip((pixels * scale).round().astype(int), 0, int(view.shape[0] * scale))
         buffer = np.full((int(view.shape[0] * scale) + 1,) * 2, np.inf)
         np.minimum.at(buffer, (row, column), depth)
         visible = depth < ndimage.minimum_filter(buffer, 3)[row, column] + DEPTH_TOLERANCE * spacing
-        direction = pose[:3, 3] - vertices
+        direction = pose[:3, 3] - points
         cosine = (normals * direction).sum(1) / np.linalg.norm(direction, axis=1)
         # The outline's pixels are mixed with the background
         solid = ndimage.map_coordinates(ndimage.minimum_filter(alpha, 3), pixels, order=1, mode="constant")
@@ -203,7 +259,7 @@ def colour(vertices, normals, views: np.ndarray, alphas: np.ndarray, poses: np.n
     seen = weights > MIN_WEIGHT
     colours = total / np.maximum(weights, 1e-9)[:, None]
     if seen.any() and not seen.all():
-        _, nearest = cKDTree(vertices[seen]).query(vertices[~seen], k=min(8, int(seen.sum())))
+        _, nearest = cKDTree(points[seen]).query(points[~seen], k=min(8, int(seen.sum())))
         colours[~seen] = colours[seen][nearest.reshape(len(nearest), -1)].mean(1)
     return colours
 
@@ -235,14 +291,19 @@ def find_solid(views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.n
     return keep_large_parts(trim(hull, alphas.shape[1:], poses, intrinsics)), colours, alphas, poses
 
 
-def build_mesh(views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.ndarray) -> Mesh:
-    """Makes a mesh of six views. For arguments and errors see [`find_solid`] and [`check_packages`]."""
+def build_mesh(
+    views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.ndarray, faces: int = NUM_FACES
+) -> Mesh:
+    """Makes a mesh, of about so many faces, of six views. For arguments and errors see [`find_solid`] and
+    [`check_packages`].
+    """
     check_packages()
     grid = int(np.clip(views[0].height, MIN_GRID, MAX_GRID))
-    hull, colours, alphas, poses = find_solid(views, poses, intrinsics, grid)
-    vertices, faces = surface(hull)
-    normals = vertex_normals(vertices, faces)
-    return Mesh(vertices, faces, normals, colour(vertices, normals, colours, alphas, poses, intrinsics))
+    hull, *seen = find_solid(views, poses, intrinsics, grid)
+    mesh = surface(hull, faces)
+    corners, shape = unwrap(mesh, TEXELS * views[0].height)
+    texture = bake(mesh, corners, shape, *seen, intrinsics)
+    return Mesh(mesh.vertices.view(np.ndarray), mesh.faces.view(np.ndarray), mesh.vertex_normals, corners, texture)
 
 
 def surface_points(views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.ndarray):
@@ -259,27 +320,25 @@ def surface_points(views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: 
     return points, np.round(255 * found.clip(0, 1)).astype(np.uint8)
 
 
-def linear(colours: np.ndarray) -> np.ndarray:
-    """Linear light of sRGB colours in [0, 1] (IEC 61966-2-1), which glTF has at vertices."""
-    return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-
-
 def write_glb(path: Path, mesh: Mesh):
-    """Writes a binary glTF file: metres, +Y up, the input view's side towards +Z, matte, with colours at vertices."""
+    """Writes a binary glTF file: metres, +Y up, the input view's side towards +Z, matte, with a texture."""
     import trimesh
 
-    def make_matte(tree: dict):  # without a material a mesh is of metal
-        tree["materials"] = [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}]
-        for part in tree["meshes"]:
-            for primitive in part["primitives"]:
-                primitive["material"] = 0
-
-    colours = np.round(255 * np.c_[linear(mesh.colours.clip(0, 1)), np.ones(len(mesh.colours))]).astype(np.uint8)
+    # glTF has one place in the texture for each vertex, so that those at seams are written more than once
+    corners = np.c_[mesh.faces.ravel(), mesh.corners.reshape(-1, 2)]
+    corners, faces = np.unique(corners, axis=0, return_inverse=True)
+    vertex, coordinates = corners[:, 0].astype(int), corners[:, 1:] * (1, -1) + (0, 1)  # trimesh counts from below
+    material = trimesh.visual.material.PBRMaterial(
+        baseColorTexture=PIL.Image.fromarray(np.round(255 * mesh.texture.clip(0, 1)).astype(np.uint8)),
+        metallicFactor=0.0,
+        roughnessFactor=1.0,
+    )
+    to_gltf = GLTF_TO_WORLD[:3, :3]  # a row times the matrix is the inverse of a rotation times a column
     solid = trimesh.Trimesh(
-        mesh.vertices @ TO_GLTF.T,
-        mesh.faces,
-        vertex_normals=mesh.normals @ TO_GLTF.T,
-        vertex_colors=colours,
+        mesh.vertices[vertex] @ to_gltf,
+        faces.reshape(-1, 3),
+        vertex_normals=mesh.normals[vertex] @ to_gltf,
+        visual=trimesh.visual.TextureVisuals(coordinates, material=material),
         process=False,
     )
-    path.write_bytes(trimesh.exchange.gltf.export_glb(trimesh.Scene(solid), tree_postprocessor=make_matte))
+    path.write_bytes(trimesh.exchange.gltf.export_glb(trimesh.Scene(solid), include_normals=True))

@@ -4,13 +4,16 @@ import argparse
 import dataclasses
 import functools
 import math
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from pipeline import CAMERAS, Zero123PlusPipeline
-
-from . import loading
-
+# What options can be, here because the modules of these things take seconds to import, which --help need not wait for
+CAMERAS = ("v1.1", "v1.2")  # of `pipeline.CAMERAS`
+DTYPES = ("float32", "float16", "bfloat16")
+EXPORTS = ("nerfstudio", "colmap", "glb")  # of `exports.EXPORTS`
+NUM_FACES = 20_000  # of a mesh, about
 DTYPE_HELP = "float16 on cuda, bfloat16 on a CPU with AVX512_BF16 or AMX, else float32, if missing"
 DEVICE_HELP = "cuda, mps or cpu; the first of these that is there, if missing"
 
@@ -39,6 +42,13 @@ scale = number(float, -1000, 1000)  # of guidance, a LoRA or a ControlNet
 seed = number(int, -(2**63), 2**64 - 1)  # what `torch.Generator.manual_seed` takes
 
 
+def source(text: str) -> str:
+    """A `type` of argparse: a file or folder that is there, a pattern or a URL."""
+    if not ("::" in text or "://" in text or set(text) & set("*?[") or Path(text).exists()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not there")
+    return text
+
+
 class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Help that shows the defaults that say something."""
 
@@ -51,6 +61,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str):
         super().__init__(description=description, formatter_class=Help)
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a torchvision that is not needed
 
     def parse_known_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
         known = []
@@ -94,18 +105,20 @@ def add_checkpoint_options(add):
     add("--device", help=DEVICE_HELP)
 
 
-def parse_checkpoint(options: argparse.Namespace, dtype: str | None = None) -> loading.Checkpoint:
-    """The checkpoint that the options of [`add_checkpoint_options`] name.
+def parse_checkpoint(options: argparse.Namespace, dtype: str | None = None):
+    """The `loading.Checkpoint` that the options of [`add_checkpoint_options`] name.
 
     Raises:
         ValueError: if its device is not there.
     """
+    from . import loading
+
     given = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(loading.Checkpoint)}
     device = loading.choose_device(options.device)
     return loading.Checkpoint(**{**given, "name": options.checkpoint, "device": device, "dtype": dtype})
 
 
-def load_from_options(options: argparse.Namespace, dtype: str | None = None) -> Zero123PlusPipeline:
+def load_from_options(options: argparse.Namespace, dtype: str | None = None):
     """Loads the checkpoint of [`parse_checkpoint`]. Says device and dtype."""
     checkpoint = parse_checkpoint(options, dtype)
     print(checkpoint.describe(), file=sys.stderr)

@@ -2,7 +2,10 @@
 
 import functools
 import logging
-from pathlib import PurePosixPath
+import os
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
 
 import fsspec
 import numpy as np
@@ -11,7 +14,7 @@ import PIL.ImageOps
 from fsspec.implementations.local import LocalFileSystem
 from scipy import ndimage
 
-from pipeline import COLUMNS, ENCODED_EDGE, GREY, MAX_EDGE, ROWS
+from pipeline import COLUMNS, ENCODED_EDGE, GREY, MAX_EDGE, PLAIN_SHARE, ROWS, border_of, is_grey, to_srgb
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +33,12 @@ try:
 except ImportError:
     pass
 
+REMBG_HOST = "https://github.com"  # which it downloads its models from
 REMBG_MODEL = "u2net"  # Apache-2.0; the default of newer versions of rembg is not for commercial use
 CUT_OUT_SHARE = 0.02  # of transparent pixels from which a picture counts as cut out
+BACKGROUNDS = ("auto", "remove", "keep")  # what [`prepare`] does with that of a picture
+FOREGROUND_RATIO = 0.85  # of the object's larger side to the square, where a picture is cut out here
+CONNECT_SECONDS = 5  # until a host that does not answer counts as out of reach
 
 
 # ---- Finding ----
@@ -117,7 +124,7 @@ def check_key(key: str, url: str):
 
 
 def read_picture(file, name: str) -> PIL.Image.Image:
-    """Reads a picture, upright as its EXIF orientation says.
+    """Reads a picture, upright as its EXIF orientation says, and in sRGB as its colour profile says.
 
     Args:
         file: a path or a binary file.
@@ -135,7 +142,7 @@ def read_picture(file, name: str) -> PIL.Image.Image:
                     " side, are read; shrink it first"
                 )
             picture.load()
-            return PIL.ImageOps.exif_transpose(picture)
+            return to_srgb(PIL.ImageOps.exif_transpose(picture))
     except Exception as error:  # decoders raise whatever they like on damaged files
         reason = "it is no picture of " + ", ".join(FORMATS)
         if not isinstance(error, PIL.UnidentifiedImageError):
@@ -158,6 +165,9 @@ def rembg_session():
     except (ImportError, SystemExit) as error:  # without onnxruntime rembg exits
         raise ValueError("Removing backgrounds needs the package rembg: pip install 'rembg[cpu]'.") from error
     try:
+        home = Path(os.getenv("U2NET_HOME", Path(os.getenv("XDG_DATA_HOME", "~"), ".u2net"))).expanduser()
+        if not (home / f"{REMBG_MODEL}.onnx").exists():  # the download's own attempts take minutes
+            urllib.request.urlopen(urllib.request.Request(REMBG_HOST, method="HEAD"), timeout=CONNECT_SECONDS).close()
         return rembg.new_session(REMBG_MODEL)
     except Exception as error:  # whatever its download raises
         raise ValueError(
@@ -172,10 +182,18 @@ def is_cut_out(rgba: PIL.Image.Image) -> bool:
 
 
 def remove_background(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Returns the picture as RGBA without its background. One that is cut out already stays what it is."""
+    """Returns the picture as RGBA without its background: by the border's colour where that is plain, else by rembg.
+    One that is cut out already stays what it is.
+
+    Raises:
+        ValueError: if rembg is needed and cannot be had.
+    """
     rgba = picture.convert("RGBA")
     if is_cut_out(rgba):
         return rgba
+    _, alike = border_of(np.asarray(rgba)[..., :3])
+    if alike >= PLAIN_SHARE and is_cut_out(cut := cut_out(rgba)):
+        return cut
     session = rembg_session()
     import rembg
 
@@ -210,11 +228,41 @@ def recentre(picture: PIL.Image.Image, ratio: float) -> PIL.Image.Image:
     return square
 
 
-def prepare(picture: PIL.Image.Image, cut: bool, ratio: float | None) -> PIL.Image.Image:
-    """Applies [`remove_background`] if `cut`, and [`recentre`] if there is a `ratio`."""
-    if cut:
-        picture = remove_background(picture)
-    return picture if ratio is None else recentre(picture, ratio)
+@functools.cache
+def log_once(message: str):
+    """Logs a warning the first time that it is given."""
+    logger.warning(message)
+
+
+def prepare(
+    picture: PIL.Image.Image, background: str = "auto", ratio: float | None = None, warn: Callable = log_once
+) -> PIL.Image.Image:
+    """Brings a picture to what Zero123++ was trained with: the object alone, in the middle.
+
+    Args:
+        picture: of any mode.
+        background: "auto" cuts the object out of a picture that has a background ([`remove_background`]), and leaves
+            a background that cannot be removed, with a warning; "remove" raises an error instead; "keep" leaves it.
+        ratio: see [`recentre`]. Without one, a picture that is transparent, or stands on the grey of the training
+            data, keeps its place, and one that is cut out here gets `FOREGROUND_RATIO`.
+        warn: is called with the warning.
+
+    Raises:
+        ValueError: if the background is to be removed and cannot be, or as [`recentre`].
+    """
+    rgba = picture.convert("RGBA")
+    colour, alike = border_of(np.asarray(rgba)[..., :3])
+    ready = is_cut_out(rgba) or (alike >= 0.5 and is_grey(colour))
+    if background == "keep" or (ready and ratio is None and background == "auto"):
+        return picture if ratio is None else recentre(picture, ratio)
+    try:
+        cut = remove_background(picture)
+    except ValueError as error:
+        if background == "remove":
+            raise
+        warn(f"The background stays, from which the views usually go wrong: {error}")
+        return picture if ratio is None else recentre(picture, ratio)
+    return cut if ratio is None and is_cut_out(rgba) else recentre(cut, ratio or FOREGROUND_RATIO)
 
 
 # ---- Views without their background ----
@@ -229,9 +277,7 @@ def background_of(view: np.ndarray) -> np.ndarray:
     Args:
         view: float of shape (H, W, 3), in [0, 255].
     """
-    border = np.concatenate([view[0], view[-1], view[1:-1, 0], view[1:-1, -1]])
-    colour = np.median(border, axis=0)
-    alike = (np.abs(border - colour).max(-1) < SOFT).mean()
+    colour, alike = border_of(view, SOFT)
     return colour if alike >= 0.5 else np.full(3, float(GREY))
 
 

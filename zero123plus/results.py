@@ -1,5 +1,6 @@
 """A picture's folder of results, which appears whole or not at all: tile, views, cameras and exports."""
 
+import io
 import json
 import logging
 import shutil
@@ -16,6 +17,8 @@ from pipeline import COLUMNS, ROWS
 
 from . import files
 from .exports import EXPORTS
+from .mesh import GLTF_TO_WORLD
+from .options import NUM_FACES
 from .pictures import LAST, cut_out
 
 logger = logging.getLogger(__name__)
@@ -77,7 +80,14 @@ def check_target(output: str, name: str, overwrite: bool, resume: bool = False) 
 
 
 def write_result(
-    folder: Path, pipe, tile: PIL.Image.Image, views: list[PIL.Image.Image], exports=(), name="the picture", **extra
+    folder: Path,
+    pipe,
+    tile: PIL.Image.Image,
+    views: list[PIL.Image.Image],
+    exports=(),
+    name="the picture",
+    faces: int = NUM_FACES,
+    **extra,
 ):
     """Writes a picture's files into an empty folder. A warning says which exports its views cannot give.
 
@@ -88,7 +98,8 @@ def write_result(
         views: the six views.
         exports: keys of `exports.EXPORTS`.
         name: of the picture, for the warning.
-        extra: more entries of `cameras.json`.
+        faces: of a mesh, about.
+        extra: more entries of `cameras.json`: what the views were made with.
     """
     tile.save(folder / "tile.png")
     poses = pipe.camera_poses()
@@ -98,22 +109,66 @@ def write_result(
     for i, view in enumerate(views):
         view.save(folder / f"view_{i}.png")
         frames.append({"file": f"view_{i}.png", "camera_to_world": poses[i].tolist()})
-    cut = [cut_out(view, f"view_{i} of {name}") for i, view in enumerate(views)] if exports else []
-    for form in exports:
-        try:
-            EXPORTS[form](folder / form, cut, poses, intrinsics)
-        except ValueError as error:
-            logger.warning("There is no %s of %s: %s", form, name, error)
-            shutil.rmtree(folder / form, ignore_errors=True)
+    write_exports(folder, views, poses, intrinsics, exports, name, faces)
     cameras = {
         "convention": "OpenGL: +X right, +Y up, looking along -Z; world +Z up, input view at azimuth 0 on +X",
         "height": height,
         "width": width,
         "intrinsics": np.asarray(intrinsics).tolist(),
+        "gltf_to_world": GLTF_TO_WORLD.tolist(),
         "frames": frames,
         **extra,
     }
     (folder / LAST).write_text(json.dumps(cameras, indent=2) + "\n")
+
+
+def write_exports(folder: Path, views: list[PIL.Image.Image], poses, intrinsics, exports, name: str, faces: int):
+    """Writes the exports of a result into its folder. A warning says which its views cannot give."""
+    cut = [cut_out(view, f"view_{i} of {name}") for i, view in enumerate(views)] if exports else []
+    for form in exports:
+        try:
+            EXPORTS[form](folder / form, cut, poses, intrinsics, **({"faces": faces} if form == "glb" else {}))
+        except ValueError as error:
+            logger.warning("There is no %s of %s: %s", form, name, error)
+            shutil.rmtree(folder / form, ignore_errors=True)
+
+
+def complete(output: str, name: str, exports, faces: int, made_with: dict) -> str:
+    """Adds the exports that an earlier result lacks.
+
+    Args:
+        output: folder or URL.
+        name: of the result's folder in it.
+        exports: keys of `exports.EXPORTS`.
+        faces: of a mesh, about.
+        made_with: entries of `cameras.json` that a result of this run would have.
+
+    Returns:
+        What it was made with otherwise, in words; empty if with the same.
+
+    Raises:
+        ValueError: if the result is damaged.
+    """
+    fs, path = fsspec.core.url_to_fs(join(output, name))
+    try:
+        cameras = json.loads(fs.cat_file(f"{path}/{LAST}"))
+        missing = [form for form in exports if not fs.exists(f"{path}/{form}")]
+        with tempfile.TemporaryDirectory() as folder:
+            if missing:
+                frames = cameras["frames"]
+                views = [PIL.Image.open(io.BytesIO(fs.cat_file(f"{path}/view_{i}.png"))) for i in range(len(frames))]
+                poses = np.array([frame["camera_to_world"] for frame in frames])
+                write_exports(Path(folder), views, poses, np.array(cameras["intrinsics"]), missing, name, faces)
+            for form in Path(folder).iterdir():
+                if isinstance(fs, LocalFileSystem):
+                    with files.new_folder(Path(path, form.name)) as fresh:
+                        shutil.copytree(form, fresh, dirs_exist_ok=True)
+                else:
+                    fs.put(str(form), f"{path}/{form.name}", recursive=True)
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): move it, or --overwrite it.") from error
+    other = [f"{key} {cameras.get(key)}, not {value}" for key, value in made_with.items() if cameras.get(key) != value]
+    return ", ".join(other)
 
 
 def put_result(write, output: str, name: str, overwrite: bool = False, resume: bool = False):
