@@ -800,6 +800,7 @@ class _Call:
     cross_attention_kwargs: dict | None = None
     interrupt: bool = False
     running: bool = False
+    may_guide: bool = True
 
 
 def embed_control_tiles(controlnet: torch.nn.Module, tiles: list) -> tuple[torch.nn.Module, list]:
@@ -1104,6 +1105,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
 
     @guidance_scale.setter
     def _guidance_scale(self, scale: float):
+        if scale > 1 and not self._call.may_guide:  # there is no negative side
+            raise ValueError(f"A callback set the guidance scale to {scale} in a call that began without guidance.")
         self._call.guidance.scale = scale
 
     @property
@@ -1659,8 +1662,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         num_steps = len(scheduler.timesteps)
         guidance = Guidance(guidance_scale, guidance_rescale, guidance_start, guidance_end)
         call = self._calls[threading.get_ident()] = _Call(guidance, scheduler, num_steps, cross_attention_kwargs)
-        # A callback may switch guidance on later, so that its half must be ready
-        may_guide = guidance.scale > 1 or callback_on_step_end is not None
+        may_guide = call.may_guide = guidance.scale > 1
 
         # 2. Encode the prompts and mix in the global condition; the negative prompt stays plain
         one_negative = not isinstance(negative_prompt, list) and (

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline import COLUMNS, GREY, ROWS
-from zero123plus.pictures import depth_picture, to_tile
+from pipeline import COLUMNS, GREY, ROWS, load_pictures, pad_to_square
+from zero123plus.pictures import depth_picture, find_pictures, prepare, read_picture, to_tile
 
 from .shards import check_shards, index_shards, load_objects, read_object
 
@@ -306,6 +306,31 @@ class Stream(torch.utils.data.Dataset):
             except ValueError as error:
                 logger.warning("Skipped: %s", error)
         raise ValueError(f"{MAX_CORRUPT} samples in a row cannot be read: see the warnings above.")
+
+
+class PictureDataset(torch.utils.data.Dataset):
+    """Pictures alone, which is all that a student needs: samples of `index` and `image`, the object cut out, in the
+    middle and on grey.
+
+    Args:
+        folder: of pictures, with those below.
+
+    Raises:
+        ValueError: if it has none.
+    """
+
+    preset = None  # of cameras, which pictures do not have
+
+    def __init__(self, folder: Path):
+        self.paths = [path for path, _ in find_pictures([str(folder)])[0]]
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict:
+        """Raises ValueError if the picture cannot be read."""
+        picture = prepare(read_picture(self.paths[index], self.paths[index]))
+        return {"index": index, "image": pad_to_square(load_pictures(picture, self.paths[index])[0])}
 
 
 class ViewDataset(torch.utils.data.Dataset):

@@ -3,10 +3,12 @@
     accelerate launch -m training.train --phase 1 --checkpoint stabilityai/stable-diffusion-2 --data D --output out/1
     accelerate launch -m training.train --phase 2 --checkpoint out/1 --data D --output out/2
     accelerate launch -m training.train --phase scratch --checkpoint out/mini --data D --output out/3
+    accelerate launch -m training.train --phase student --checkpoint out/3 --data D --output out/4
 
-Phases 1 and 2 are the paper's (section 2.5); `scratch` trains small models from random weights. Every option given
-overrides the phase's. `OUTPUT/checkpoint-STEP` is a folder that `from_pretrained` loads, with EMA weights and the
-trained ramp, and what the same command continues from.
+Phases 1 and 2 are the paper's (section 2.5); `scratch` trains small models from random weights; `student` makes a
+model of few steps, without guidance, of one of many (`training.student`). Every option given overrides the phase's.
+`OUTPUT/checkpoint-STEP` is a folder that `from_pretrained` loads, with EMA weights and the trained ramp, and what the
+same command continues from.
 """
 
 import math
@@ -30,10 +32,11 @@ from zero123plus.loading import checkpoints, load_controlnet, set_cameras
 from zero123plus.options import Parser, command, count, number, share
 
 from .checkpoints import Run, gathered, load_start, write_weights
-from .data import CONDITIONS, Stream, TileDataset, TilesInMemory
+from .data import CONDITIONS, PictureDataset, Stream, TileDataset, TilesInMemory
 from .dry_run import describe
 from .loss import Denoiser, Zero123PlusLoss
 from .optimizers import build_optimizer, build_schedule
+from .student import StudentLoss
 
 PHASES = {
     "1": {
@@ -67,6 +70,18 @@ PHASES = {
         "batch_size": 64,
         "snr_gamma": 0.0,  # from random weights min-SNR starves high noise, where shape and colour are decided
     },
+    # A LoRA, made from 32,000 pictures that are seen once: fresh paths of the teacher do not overfit
+    "student": {
+        "train": "unet",
+        "lora_rank": 64,
+        "learning_rate": 1e-4,
+        "image_sizes": None,
+        "lr_scheduler": "decay",
+        "warmup_steps": 50,
+        "steps": 1_000,
+        "batch_size": 32,
+        "snr_gamma": 0.0,
+    },
     # The paper gives no figures for its ControlNets: diffusers' usual rate, the rest as in phase 2
     "controlnet": {
         "train": "controlnet",
@@ -82,6 +97,9 @@ PHASES = {
 
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+# Fewer steps are another map, so that all of the UNet learns: feed-forward, projections, convolutions, time embedding
+STUDENT_TARGETS = ["ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv_in", "conv_out", "conv1", "conv2"]
+STUDENT_TARGETS += ["conv_shortcut", "conv", "time_emb_proj", "linear_1", "linear_2", *LORA_TARGETS]
 
 
 @dataclass
@@ -100,6 +118,9 @@ class Options:
     condition: str
     controlnet: str | None
     lora_rank: int
+    student_steps: int
+    teacher_steps: int | None
+    teacher_guidance: float | None
     optimizer: str
     learning_rate: float
     lr_scheduler: str
@@ -149,11 +170,13 @@ def validation_tiles(pipe: Zero123PlusPipeline, samples: list[dict]) -> Image.Im
     pipe.set_progress_bar_config(disable=True)
     images = [sample["image"] for sample in samples]
     control = torch.stack([sample["control"] for sample in samples]) / 2 + 0.5 if "control" in samples[0] else None
-    height, width = samples[0]["tile"].shape[1:]
+    height, width = samples[0]["tile"].shape[1:] if "tile" in samples[0] else pipe.default_size
     made = pipe(
         images, control_image=control, height=height, width=width, generator=generators, output_type="np"
     ).images
-    truth = torch.stack([sample["tile"] for sample in samples]).permute(0, 2, 3, 1).cpu().numpy() / 2 + 0.5
+    truth = made[:, :, :0]  # pictures alone have no true views
+    if "tile" in samples[0]:
+        truth = torch.stack([sample["tile"] for sample in samples]).permute(0, 2, 3, 1).cpu().numpy() / 2 + 0.5
     size = height // 3
     rows = [
         np.concatenate([np.asarray(image.resize((size, size))) / 255, *a, np.ones((size, 4, 3)), *b], axis=1)
@@ -177,7 +200,11 @@ def readable(dataset: TileDataset, count: int) -> list[int]:
 
 
 def validate(
-    pipe: Zero123PlusPipeline, model: Denoiser, loss: Zero123PlusLoss, samples: list[dict], path: Path | None
+    pipe: Zero123PlusPipeline,
+    model: Denoiser,
+    loss: Zero123PlusLoss | StudentLoss,
+    samples: list[dict],
+    path: Path | None,
 ):
     """Measures held-out samples ([`Zero123PlusLoss.validate`]) and draws tiles of the first four.
 
@@ -221,7 +248,12 @@ def parse_options(argv: list[str] | None) -> Options:
     add("--train", choices=("attention", "unet", "unet+vision", "controlnet"), help="what is trained")
     add("--condition", choices=CONDITIONS, default="depth", help="what a ControlNet sees; of rgb it makes normals")
     add("--controlnet", help="ControlNet to start from; a copy of the UNet's encoder if missing")
-    add("--lora-rank", type=whole, default=0, help="train LoRA layers of the attention instead")
+    add("--lora-rank", type=whole, help="train LoRA layers instead; of the attention, of a student everywhere")
+    add("--student-steps", type=count, default=2, help="of a student")
+    add(
+        "--teacher-steps", type=count, help="of the path that a student learns the end of; the checkpoint's if missing"
+    )
+    add("--teacher-guidance", type=positive, help="on that path; the checkpoint's if missing")
     add("--optimizer", choices=("adamw", "adamw-8bit", "muon"), help="adamw if the phase names none")
     add("--learning-rate", type=positive, help="peak")
     add(
@@ -263,7 +295,7 @@ def parse_options(argv: list[str] | None) -> Options:
     add("--seed", type=number(int, 0, 2**32 - 1), default=0)
     add("--dry-run", action="store_true", help="print what would be trained, and stop")
     o = parser.parse_args(argv)
-    for name, value in {"optimizer": "adamw", **PHASES[o.phase]}.items():
+    for name, value in {"optimizer": "adamw", "lora_rank": 0, **PHASES[o.phase]}.items():
         if getattr(o, name) is None:
             setattr(o, name, value)
     if o.decay_steps is None:
@@ -288,6 +320,8 @@ def check_options(o: Options, accelerator: Accelerator):
         raise ValueError("`--permute-colours` permutes what lies in memory: give `--in-memory` too.")
     if o.lr_scheduler == "timed" and not math.isfinite(o.minutes):
         raise ValueError("`--lr-scheduler timed` falls with the time left of `--minutes`: give it, or take 'decay'.")
+    if o.in_memory and o.phase == "student" and not list(o.data.glob("*.tar")):
+        raise ValueError(f"`--in-memory` holds rendered objects, but `--data` {o.data} has no shards: leave it out.")
     if o.lora_rank and o.train == "controlnet":
         raise ValueError(f"`--lora-rank` is {o.lora_rank}, but a ControlNet is trained whole: leave it out.")
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
@@ -307,6 +341,22 @@ def check_options(o: Options, accelerator: Accelerator):
         )
 
 
+def build_losses(o: Options, pipe: Zero123PlusPipeline, accelerator: Accelerator):
+    """The loss that trains, that which validates, and what a run says of a student: `num_inference_steps` and
+    `guidance_scale`, which its pipeline gets too, and those of its teacher.
+    """
+    if o.phase != "student":
+        device = accelerator.device
+        return Zero123PlusLoss(pipe, device, o.snr_gamma, o.condition_dropout), Zero123PlusLoss(pipe, device), {}
+    steps = o.teacher_steps or pipe.config.default_num_inference_steps
+    guidance = o.teacher_guidance or pipe.config.default_guidance_scale
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+    loss = StudentLoss(pipe, accelerator.device, o.student_steps, steps, guidance, dtype)
+    pipe.register_to_config(default_num_inference_steps=o.student_steps, default_guidance_scale=1.0)
+    student = {"num_inference_steps": o.student_steps, "guidance_scale": 1.0}
+    return loss, loss, {**student, "teacher_steps": steps, "teacher_guidance": guidance}
+
+
 def build_model(o: Options, pipe: Zero123PlusPipeline) -> Denoiser:
     """Takes the pipeline's components and sets which parameters train."""
     pipe.controlnet = None
@@ -319,7 +369,8 @@ def build_model(o: Options, pipe: Zero123PlusPipeline) -> Denoiser:
     for module in (pipe.vae, pipe.text_encoder, model):
         module.requires_grad_(False)
     if o.lora_rank:
-        pipe.unet.add_adapter(LoraConfig(r=o.lora_rank, lora_alpha=o.lora_rank, target_modules=LORA_TARGETS))
+        targets = STUDENT_TARGETS if o.phase == "student" else LORA_TARGETS
+        pipe.unet.add_adapter(LoraConfig(r=o.lora_rank, lora_alpha=o.lora_rank, target_modules=targets))
     elif o.train == "controlnet":
         pipe.controlnet.requires_grad_(True)
     else:
@@ -340,12 +391,13 @@ def train(o: Options):
     # 1. Data
     set_seed(o.seed)
     condition = o.condition if o.train == "controlnet" else None
-    dataset = TileDataset(o.data, condition=condition)
-    validation = (
-        TileDataset(o.validation, condition=condition) if o.validation else TileDataset(o.data, condition=condition)
+    dataset, validation = (
+        PictureDataset(folder)
+        if o.phase == "student" and not list(folder.glob("*.tar"))
+        else TileDataset(folder, condition=condition)
+        for folder in (o.data, o.validation or o.data)
     )
     check = [validation[i] for i in readable(validation, 16)]
-    size = check[0]["tile"].shape[1:]  # height and width
     accelerator = Accelerator(
         mixed_precision=o.mixed_precision,
         log_with=None if o.report_to == "none" else o.report_to,
@@ -358,6 +410,7 @@ def train(o: Options):
 
     # 2. What trains, and what is frozen
     pipe = load_start(o.checkpoint, o.vision_encoder, o.pickle, o.cameras)
+    size = check[0]["tile"].shape[1:] if "tile" in check[0] else pipe.default_size  # height and width
     pipe.check_size(*size)
     if dataset.preset:
         set_cameras(pipe, dataset.preset, f"`--data` {o.data}")
@@ -367,13 +420,14 @@ def train(o: Options):
             f" {dataset.preset}."
         )
     pipe.vae.to(accelerator.device), pipe.text_encoder.to(accelerator.device)
+    loss_function, validation_loss, student = build_losses(o, pipe, accelerator)
     model = build_model(o, pipe)
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if o.dry_run:
         accelerator.print(describe(pipe, model, list(named.values()), o, accelerator.mixed_precision, size))
         return
     record = {"checkpoint": absolute(o.checkpoint), "train": o.train, "lora_rank": o.lora_rank, "condition": condition}
-    record |= {"optimizer": o.optimizer, "cameras": dataset.preset or o.cameras, "seed": o.seed}
+    record |= {"optimizer": o.optimizer, "cameras": dataset.preset or o.cameras, "seed": o.seed, **student}
     # With FSDP the parameters are shared out already, and Muon must not share them out once more
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if o.optimizer == "muon" and not sharded:  # each process has the state of its share of the matrices
@@ -388,8 +442,6 @@ def train(o: Options):
     # All weights at once, which torch does not do for sharded ones
     ema = EMAModel(parameters, decay=o.ema_decay, use_ema_warmup=False, foreach=not sharded)
     accelerator.register_for_checkpointing(lr_scheduler)
-    loss_function = Zero123PlusLoss(pipe, accelerator.device, o.snr_gamma, o.condition_dropout)
-    validation_loss = Zero123PlusLoss(pipe, accelerator.device)
     if o.in_memory:
         progress = partial(tqdm, desc="reading", unit="object", disable=not accelerator.is_main_process)
         dataset = TilesInMemory(dataset, accelerator.device, o.workers, o.permute_colours, progress)

@@ -247,10 +247,11 @@ class Checkpoint:
         return folder, lora
 
     def defaults(self) -> dict:
-        """`num_inference_steps` and `guidance_scale` of a call that names none."""
-        config = read_json(self.find()[0] / "model_index.json")
+        """`num_inference_steps` and `guidance_scale` of a call that names none. A LoRA may have its own."""
+        folder, lora = self.find()
+        config, record = read_json(folder / "model_index.json"), run_record(find(lora)) if lora else {}
         defaults = {"num_inference_steps": 28, "guidance_scale": 4.0}
-        return {name: config.get(f"default_{name}", value) for name, value in defaults.items()}
+        return {name: record.get(name, config.get(f"default_{name}", value)) for name, value in defaults.items()}
 
     def load(self) -> Zero123PlusPipeline:
         """Loads it with the "trailing" time steps that Zero123++ is used with.
@@ -290,7 +291,7 @@ def set_cameras(pipe: Zero123PlusPipeline, preset: str, source: str):
 
 
 def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
-    """Adds a LoRA to a pipeline's UNet.
+    """Adds a LoRA to a pipeline's UNet. One of a student brings its steps and guidance scale.
 
     Args:
         pipe: changed in place.
@@ -304,9 +305,11 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
     folder, weight_name = (path.parent, path.name) if path.is_file() else (find(name), LORA_FILE)
     if not (folder / weight_name).is_file():
         raise ValueError(f"`--lora` {name} has no {weight_name}.")
-    preset = run_record(folder).get("cameras")
-    if preset:
-        set_cameras(pipe, preset, f"`--lora` {name}")
+    record = run_record(folder)
+    if record.get("cameras"):
+        set_cameras(pipe, record["cameras"], f"`--lora` {name}")
+    for setting in {"num_inference_steps", "guidance_scale"} & set(record):
+        pipe.register_to_config(**{f"default_{setting}": record[setting]})
     with naming(name):
         with safetensors.safe_open(folder / weight_name, "np") as file:
             keys = list(file.keys())

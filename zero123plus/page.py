@@ -130,6 +130,13 @@ def build(pipe) -> gr.Blocks:
     pipe.set_progress_bar_config(disable=True)
     pipe.warned.add("background")  # `see` warns of it
 
+    def check(picture):
+        """Reads an uploaded picture to its end."""
+        try:
+            read_picture(picture, "The file")
+        except ValueError as error:
+            raise user_error(options.one_line(error)) from error
+
     def see(picture, remove_background=True, centre=False, foreground_ratio=FOREGROUND_RATIO):
         """What the model sees of a picture, RGB; None of none."""
         if picture is None:
@@ -225,7 +232,9 @@ def build(pipe) -> gr.Blocks:
                     [[str(path)] for path in sorted((loading.ROOT / "examples" / "images").glob("*.png"))], [picture]
                 )
             with gr.Column():
-                seen = gr.Image(label="What the model sees", interactive=False, height=200, elem_id="seen")
+                seen = gr.Image(
+                    label="What the model sees", interactive=False, format="png", height=200, elem_id="seen"
+                )
                 progress = gr.HTML(elem_id="bar")
                 tile = gr.Image(label="Tile", interactive=False, format="png", height=480, elem_id="tile")
                 turntable = gr.Image(label="Turntable", interactive=False, height=320, elem_id="turntable")
@@ -252,7 +261,7 @@ def build(pipe) -> gr.Blocks:
             **private,
         )
         looked.failure(lambda: None, None, seen, **private)
-        picture.upload(lambda path: None, picture, None, **private).failure(lambda: None, None, picture, **private)
+        picture.upload(check, picture, None, **private).failure(lambda: None, None, picture, **private)
         dice.click(lambda: str(random.randrange(2**32)), None, seed, **private)
         started = button.click(lambda: buttons(True), None, controls, js=SCROLL, queue=False, **private)
         made = started.then(

@@ -1,0 +1,124 @@
+"""A student of few steps: its steps are the pipeline's, its teacher stays, and what is saved brings its defaults."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import assert_differ, assert_same, noise_picture, seeded
+
+from pipeline import preprocess, scale_latents
+from training import train
+from training.data import PictureDataset
+from training.loss import Denoiser
+from training.student import StudentLoss
+from zero123plus import loading
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of photographs on white."""
+    (tmp_path / "pictures").mkdir()
+    for i in range(4):
+        photograph = noise_picture(9, (60, 40))
+        photograph.paste("white", (0, 0, 60, 40))
+        photograph.paste(noise_picture(i, (20, 20)), (5 + i, 10))
+        photograph.save(tmp_path / "pictures" / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def arguments(pipe, pictures, tmp_path):
+    pipe.save_pretrained(tmp_path / "teacher")
+
+    def build(name, steps, *more):
+        options = {"phase": "student", "checkpoint": tmp_path / "teacher", "data": pictures, "output": tmp_path / name}
+        options |= {"steps": steps, "batch-size": 2, "micro-batch-size": 2, "lora-rank": 2, "teacher-steps": 3}
+        options |= {"learning-rate": 1e-2, "warmup-steps": 0, "lr-scheduler": "constant", "report-to": "none"}
+        return [*(str(part) for name, value in options.items() for part in (f"--{name}", value)), *more]
+
+    return build
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_student_of_one_step_makes_what_the_pipeline_makes_in_one(pipe, run):
+    pictures, clip = [noise_picture(1), noise_picture(2)], pipe.feature_extractor_clip
+    loss = StudentLoss(pipe, CPU, steps=1, teacher_steps=1, teacher_guidance=2.0)
+    generators = [seeded(5), seeded(6)]
+    _, *drawn = loss.path(pictures, generators)
+    with torch.no_grad():
+        (ours,) = loss.steps(Denoiser.of(pipe), preprocess(clip, pictures), *drawn, generators)
+    options = {"num_inference_steps": 1, "guidance_scale": 1.0, "generator": [seeded(5), seeded(6)]}
+    torch.testing.assert_close(ours, scale_latents(run(pipe, pictures, **options)), rtol=1e-4, atol=1e-4)
+
+
+def test_the_path_is_the_teachers_own(pipe, run):
+    """Guided and deterministic, from the noise that is returned."""
+    loss = StudentLoss(pipe, CPU, steps=2, teacher_steps=3, teacher_guidance=2.0)
+    end, start, _, noise = loss.path([noise_picture(1)], [seeded(5)])
+    again = {"latents": start, "num_inference_steps": 3, "guidance_scale": 2.0}
+    made = scale_latents(run(loss.teacher, noise_picture(1), generator=[seeded(5)], **again))
+    assert made.shape == end.shape and noise.shape[0] == 3
+    made = run(loss.teacher, noise_picture(1), generator=[seeded(5)], num_inference_steps=3, guidance_scale=2.0)
+    assert_same(scale_latents(made), end)
+    unguided = run(loss.teacher, noise_picture(1), generator=[seeded(5)], num_inference_steps=3, guidance_scale=1.0)
+    assert_differ(scale_latents(unguided), end)
+
+
+def test_the_teacher_stays_while_the_student_learns(pipe):
+    model = Denoiser.of(pipe)
+    loss = StudentLoss(pipe, CPU, steps=2, teacher_steps=2, teacher_guidance=2.0)
+    before = [parameter.clone() for parameter in loss.teacher.unet.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    samples = [{"image": noise_picture(i), "seed": i} for i in range(2)]
+    first = loss(model, samples)
+    first.backward()
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, loss.teacher.unet.parameters()))
+    with torch.no_grad():
+        assert loss(model, samples) != first
+        assert loss(Denoiser.of(loss.teacher), samples) == pytest.approx(first.item(), rel=1e-5)
+
+
+def test_pictures_are_cut_out(pictures):
+    image = PictureDataset(pictures)[0]["image"]
+    assert image.mode == "RGB" and image.width == image.height and image.getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_a_resumed_student_has_the_losses_of_an_unbroken_one(arguments, tmp_path):
+    train.main(arguments("unbroken", 4))
+    train.main(arguments("resumed", 2))
+    train.main(arguments("resumed", 4))
+    assert losses(tmp_path / "resumed") == pytest.approx(losses(tmp_path / "unbroken"), rel=1e-4)
+
+
+@pytest.mark.parametrize("how", ("lora", "whole"))
+def test_a_student_brings_its_steps_and_is_not_guided(arguments, tmp_path, run, how):
+    """The folder of the run, its LoRA on the teacher, and what `cameras.json` says. No pass of the UNet is of the
+    negative side, though a callback is given.
+    """
+    train.main(arguments("run", 1, *([] if how == "lora" else ["--lora-rank", "0"])))
+    checkpoint = loading.Checkpoint(tmp_path / "run", "cpu")
+    assert checkpoint.defaults() == {"num_inference_steps": 2, "guidance_scale": 1.0}
+    given = [checkpoint]
+    if how == "lora":
+        given.append(loading.Checkpoint(tmp_path / "teacher", "cpu", lora=tmp_path / "run"))
+        weights = safetensors.torch.load_file(loading.find(tmp_path / "run") / loading.LORA_FILE)
+        assert {"unet.conv_in", "unet.time_embedding.linear_1"} <= {key.partition(".lora")[0] for key in weights}
+    for one in given:
+        pipe = one.load()
+        pipe.warned.add("background")
+        passes = []
+        pipe.unet.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
+        pipe(noise_picture(), output_type="latent", callback_on_step_end=lambda *_: {})
+        assert passes == [2, 1, 1]  # the references of both steps, and two steps
+
+
+def test_pictures_have_no_objects_to_hold(arguments):
+    with pytest.raises(SystemExit, match="has no shards: leave it out"):
+        train.main(arguments("run", 1, "--in-memory"))

@@ -1,0 +1,163 @@
+"""The loss of a student of few steps, which learns where the guided path of its teacher ends."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from diffusers import DDIMScheduler
+from diffusers.utils.torch_utils import randn_tensor
+
+from pipeline import Zero123PlusPipeline, load_pictures, pad_to_square, preprocess, scale_latents
+
+from .encode import Encoder
+
+EPSILON = 1e-4  # under the root of the loss, whose gradient would be infinite where there is no error
+
+
+class StudentLoss:
+    """Regression to the end of the teacher's path. All steps of the student are on the way that it takes itself, and
+    none is guided. True tiles are not used.
+
+    For each sample the teacher denoises x_T to x0* with guidance (DDIM, no gradient). From x^1 = sigma_1 x_T on, with
+    the time steps t_k of the student and v as the model predicts it:
+
+        x0^k = alpha_k x^k - sigma_k v(x^k, t_k)
+        x^(k+1) = alpha_(k+1) x0^k + sigma_(k+1) e, without gradient
+        loss = sum over k of sqrt(mean (x0^k - x0*)^2 + 1e-4)
+
+    The noise e is that which the model predicts in x^k for one half of the samples, at random, and fresh for the
+    other: Euler ancestral steps mix both. The reference of a step has the noise that the teacher's step of the nearest
+    time step had.
+
+    Args:
+        pipe: whose denoiser learns. Its state now, before any training, is the teacher.
+        device: to compute on.
+        steps: K of the student.
+        teacher_steps: of the teacher's path.
+        teacher_guidance: scale of classifier-free guidance on it.
+        dtype: of the teacher's UNet.
+    """
+
+    def __init__(
+        self,
+        pipe: Zero123PlusPipeline,
+        device: torch.device,
+        steps: int,
+        teacher_steps: int,
+        teacher_guidance: float,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.device, self.teacher_guidance = device, teacher_guidance
+        self.prompt_embeds = Encoder(pipe, device).prompt_embeds
+        frozen = {name: copy.deepcopy(getattr(pipe, name)).eval().to(device) for name in ("unet", "vision_encoder")}
+        frozen["unet"].to(dtype)
+        for module in frozen.values():
+            module.requires_grad_(False)
+        scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+        self.teacher = Zero123PlusPipeline(
+            **{**pipe.components, **frozen, "controlnet": None, "scheduler": scheduler}, **pipe.parameters
+        )
+        self.teacher.set_progress_bar_config(disable=True)
+        self.teacher.warned.add("background")
+        scheduler.set_timesteps(teacher_steps)
+        self.teacher_timesteps = scheduler.timesteps
+        scheduler.set_timesteps(steps)
+        self.timesteps = scheduler.timesteps  # (K,)
+        signal = scheduler.alphas_cumprod[self.timesteps]
+        self.alphas, self.sigmas = signal.sqrt().tolist(), (1 - signal).sqrt().tolist()
+
+    @torch.no_grad()
+    def path(self, pictures: list, generators: list[torch.Generator]) -> tuple[torch.Tensor, ...]:
+        """What the teacher makes of pictures, and from what, as float32.
+
+        Args:
+            pictures: B pictures, as the pipeline takes them.
+            generators: one each, which are left where the pipeline would leave them.
+
+        Returns:
+            The end of the path and its start, shape (B, C, 3 h, 2 w); reference latents, shape (B, C, h', w'), and
+            their noise at each step of the teacher, shape (T, B, C, h', w').
+        """
+        teacher, steps = self.teacher, len(self.teacher_timesteps)
+        states = [generator.get_state() for generator in generators]
+        options = {"num_inference_steps": steps, "guidance_scale": self.teacher_guidance, "output_type": "latent"}
+        end = scale_latents(teacher(pictures, generator=generators, **options).images)
+        for generator, state in zip(generators, states):  # to draw the same once more, in the pipeline's order
+            generator.set_state(state)
+        pixels = preprocess(teacher.feature_extractor_vae, pictures)
+        reference = teacher.prepare_reference_latents(pixels, 1, self.device, generators)
+        start = teacher.draw_noise(end.shape, self.device, generators)
+        noise = teacher.draw_reference_noise(steps, reference.shape, self.device, generators)
+        return end.float(), start.float(), reference.float(), noise.float()
+
+    def steps(
+        self, model: torch.nn.Module, clip_pixels, start, reference, reference_noise, generators
+    ) -> Iterator[torch.Tensor]:
+        """Yields the student's x0^k, shape (B, C, 3 h, 2 w), for each of its steps.
+
+        Args:
+            model: a [`loss.Denoiser`], or what accelerate made of one.
+            clip_pixels: shape (B, 3, H, W).
+            start, reference, reference_noise: of [`path`].
+            generators: one for each sample.
+        """
+        x, keep = self.sigmas[0] * start, torch.ones(len(start), device=self.device)
+        for k, t in enumerate(self.timesteps):
+            alpha, sigma = self.alphas[k], self.sigmas[k]
+            noise = reference_noise[(self.teacher_timesteps - t).abs().argmin()]
+            timesteps = t.to(self.device).expand(len(x))
+            v = model(x, alpha * reference + sigma * noise, timesteps, self.prompt_embeds, clip_pixels, keep).float()
+            x0 = alpha * x - sigma * v
+            yield x0
+            if k + 1 < len(self.timesteps):
+                own = (sigma * x + alpha * v).detach()
+                fresh = randn_tensor(x.shape, generator=generators, device=x.device)
+                chosen = [torch.rand((), generator=generator).item() < 0.5 for generator in generators]
+                chosen = torch.tensor(chosen, device=x.device)[:, None, None, None]
+                x = self.alphas[k + 1] * x0.detach() + self.sigmas[k + 1] * torch.where(chosen, own, fresh)
+
+    def errors(self, model: torch.nn.Module, pictures, seeds: list[int]) -> torch.Tensor:
+        """The mean squared error of each step of each sample, shape (K, B).
+
+        Args:
+            model: as in [`steps`].
+            pictures: a list, or a batch in [-1, 1] of shape (B, 3, I, I).
+            seeds: one each, from which all that is drawn follows.
+        """
+        if isinstance(pictures, torch.Tensor):
+            pictures = list(pictures / 2 + 0.5)
+        pictures = [pad_to_square(picture) for picture in load_pictures(pictures, "image")]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        end, *drawn = self.path(pictures, generators)
+        clip_pixels = preprocess(self.teacher.feature_extractor_clip, pictures).to(self.device)
+        steps = self.steps(model, clip_pixels, *drawn, generators)
+        return torch.stack([(x0 - end).square().mean((1, 2, 3)) for x0 in steps])
+
+    def __call__(self, model: torch.nn.Module, samples: list[dict] | dict) -> torch.Tensor:
+        """The loss of a batch, without dimensions. All that is drawn for a sample follows from its `seed`.
+
+        Args:
+            model: a [`loss.Denoiser`], or what accelerate made of one.
+            samples: with `image` and `seed`, as a list or, of `data.TilesInMemory`, as a batch.
+        """
+        if isinstance(samples, list):
+            samples = {name: [sample[name] for sample in samples] for name in ("image", "seed")}
+        return (self.errors(model, samples["image"], samples["seed"]) + EPSILON).sqrt().sum(0).mean()
+
+    @torch.no_grad()
+    def validate(self, model: torch.nn.Module, samples: list[dict], batch_size: int = 8) -> dict:
+        """Measures held-out samples; the same noise is drawn every time.
+
+        Returns:
+            `validation_loss`, the loss; and `error_K`, the mean squared error to the teacher's latents after each step
+            K, where the latents have about unit variance.
+        """
+        parts = []
+        for start in range(0, len(samples), batch_size):
+            batch = samples[start : start + batch_size]
+            seeds = list(range(start, start + len(batch)))
+            parts.append(self.errors(model, [sample["image"] for sample in batch], seeds))
+        errors = torch.cat(parts, dim=1)
+        loss = (errors + EPSILON).sqrt().sum(0).mean().item()
+        means = {f"error_{k + 1}": round(error.mean().item(), 4) for k, error in enumerate(errors)}
+        return {"validation_loss": round(loss, 4), **means}
