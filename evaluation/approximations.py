@@ -37,6 +37,8 @@ SETTINGS = {
     "guidance in the second half": (ANCESTRAL, 28, {"guidance_start": 0.5}),
     "Euler ancestral, 14 steps": (ANCESTRAL, 14, {}),
     "Euler ancestral, 8 steps": (ANCESTRAL, 8, {}),
+    "Euler ancestral, 4 steps": (ANCESTRAL, 4, {}),
+    "Euler ancestral, 2 steps": (ANCESTRAL, 2, {}),
     "DPM++ 2M, 28 steps": (DPMSolverMultistepScheduler, 28, {}),
     "DPM++ 2M, 14 steps": (DPMSolverMultistepScheduler, 14, {}),
     "DPM++ 2M, 8 steps": (DPMSolverMultistepScheduler, 8, {}),

@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 
 OURS, COPY, MATTES = "this checkpoint", "copy of the input", "mattes of the true views"
+STUDENT, STUDENT_STEP, ONE_STEP = "its student", "its student, 1 step", "this checkpoint, 1 step"
 BASELINES = (COPY, "nearest training object", "mean training tile")
 # Groups of held-out objects, in the order of the tables
 SISTERS, NEW = "real objects, names trained", "real objects, names never trained"
@@ -29,6 +30,7 @@ class Bar:
         least, most: the bounds; None where there is no such bound.
         of: systems to whose best value the bounds are added (PSNR, in dB) or by which they are multiplied (others).
         system: what is measured.
+        added: whether the bounds are added, whatever the measure.
     """
 
     group: str
@@ -38,22 +40,27 @@ class Bar:
     most: float | None = None
     of: tuple[str, ...] = ()
     system: str = OURS
+    added: bool = False
+
+    @property
+    def relation(self) -> str:
+        """How the bounds relate to what they are bounds to: "+" or "x"."""
+        return "+" if self.added or "PSNR" in self.measure else "x"
 
     def bounds(self, table: dict) -> tuple[float | None, float | None]:
         """The least and the largest value that meet the bar, given the group's measures by system."""
-        if not self.of:
+        if not self.of or not all(self.measure in table.get(name, {}) for name in self.of):
             return self.least, self.most
         base = max(table[name][self.measure] for name in self.of)
-        added = "PSNR" in self.measure
-        return tuple(b if b is None else base + b if added else base * b for b in (self.least, self.most))
+        bounds = (self.least, self.most)
+        return tuple(b if b is None else base + b if self.relation == "+" else base * b for b in bounds)
 
     def require(self, table: dict) -> str:
         """The requirement in words."""
         signs = [(sign, b, given) for sign, b, given in zip((">=", "<="), self.bounds(table), (self.least, self.most))]
         name = "best baseline" if len(self.of) > 1 else (*self.of, "")[0]
-        relation = "+" if "PSNR" in self.measure else "x"
         return ", ".join(
-            f"{sign} {bound:.4g}" + (f" ({name} {relation} {given:g})" if name else "")
+            f"{sign} {bound:.4g}" + (f" ({name} {self.relation} {given:g})".replace("+ -", "- ") if name else "")
             for sign, bound, given in signs
             if bound is not None
         )
@@ -87,6 +94,22 @@ BARS = (
 )
 
 
+# A student against the checkpoint that it learned from, at that one's own steps and guidance
+for group in GROUPS[:4]:
+    student = {"group": group, "of": (OURS,), "system": STUDENT}
+    BARS += (
+        Bar(
+            measure="tile LPIPS", reason="two steps without guidance look like all", most=0.015, added=True, **student
+        ),
+        Bar(measure="mask IoU", reason="the outlines stay", least=-0.02, added=True, **student),
+        Bar(measure="consistency", reason="six views of one solid", least=-0.01, added=True, **student),
+        Bar(measure="saturation", reason="regression to a mean is grey", least=0.9, **student),
+        Bar(measure="diversity", reason="seeds still differ", least=0.8, **student),
+        Bar(measure="denoising", reason="what a student is for", most=0.2, **student),
+        Bar(group, "tile LPIPS", "the path's end in one step", most=1.0, of=(ONE_STEP,), system=STUDENT_STEP),
+    )
+
+
 def report(results: dict, bars=BARS) -> tuple[list[str], bool]:
     """Checks results against the bars of the groups that they have.
 
@@ -105,6 +128,7 @@ def report(results: dict, bars=BARS) -> tuple[list[str], bool]:
     for bar in bars:
         table, name = results[bar.group], bar.measure if bar.system == OURS else f"{bar.measure}, {bar.system}"
         value, (least, most) = table.get(bar.system, {}).get(bar.measure), bar.bounds(table)
+        value = value if all(name in table for name in bar.of) else None  # what it is compared with is missing
         met = value is not None and (least is None or value >= least) and (most is None or value <= most)
         passed &= met
         verdict = "- | not measured" if value is None else f"{value:.3f} | {'yes' if met else 'NO'}"

@@ -14,7 +14,9 @@ as the paper does; "view" is the mean over single views. The mask is the object'
 is relative to the truth's; consistency is `metrics.hull_consistency`, which needs no truth; "one step" is the PSNR of
 the tile predicted in one step from t = 999. A ControlNet has a row of its own, in which it sees the true depth or
 normals. `--normals` names a ControlNet that makes normals of views, of which `zero123plus.mattes` makes mattes: a row
-has the mask IoU of the mattes of the true views. `--save-tiles` generates alone, on a machine with a GPU and without
+has the mask IoU of the mattes of the true views. `--student` names a LoRA that needs few steps (`training.student`),
+which is compared with the checkpoint: "denoising" is the processor time of the UNet in seconds a tile, "diversity" the
+root mean square of what two seeds differ by. `--save-tiles` generates alone, on a machine with a GPU and without
 the packages that score, and `--predictions` scores these tiles elsewhere. The standard error of the mean over objects
 is behind each mean. Writes `results.json` (with the scores of each object), `results.md` and `views.webp` (rows of
 input, generated and true views). `--check` exits with 1 where a bar of `evaluation.bars` is missed; without
@@ -25,8 +27,9 @@ import argparse
 import io
 import json
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +175,20 @@ def read_predictions(folder: Path, objects: list[Path], size: tuple[int, int]) -
     return np.stack(tiles)[None]
 
 
+def diversity_and_time(pipe, folders: list[Path], sampling: Sampling) -> dict:
+    """What two seeds of a checkpoint's tiles differ by, and its UNet's processor time, as columns of the table."""
+    begun, seconds = [], []
+    hooks = [
+        pipe.unet.register_forward_pre_hook(lambda *_: begun.append(time.process_time())),
+        pipe.unet.register_forward_hook(lambda *_: seconds.append(time.process_time() - begun[-1])),
+    ]
+    tiles = generate(pipe, folders, pipe.default_size, replace(sampling, samples=2))
+    for hook in hooks:
+        hook.remove()
+    difference = float(np.sqrt(np.square(tiles[0] - tiles[1]).mean()))
+    return {"diversity": difference, "denoising": sum(seconds) / (2 * len(folders))}
+
+
 def one_step(pipe, folders: list[Path], batch_size: int, condition: str | None = None) -> dict:
     """The one-step prediction of objects ([`training.loss.Zero123PlusLoss.validate`]), `batch_size` at a time, as
     columns of the table: PSNR in dB, and the v-loss.
@@ -229,6 +246,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--controlnet", help="folder or Hub name of a ControlNet, which sees the objects' true shapes")
     add("--condition", default="depth", choices=SHOWN, help="what the ControlNet sees")
     add("--normals", help="folder or Hub name of a ControlNet that makes normals, to score mattes")
+    add("--student", help="folder or Hub name of a LoRA of few steps, compared with the checkpoint")
     add("--predictions", type=Path, help="folder of tiles of any system, scored in place of a checkpoint")
     add(
         "--save-tiles", type=Path, help="new folder, into which the tiles are written as NAME.png without scoring them"
@@ -243,8 +261,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--limit", type=count, help="score only the first N objects of each group")
     add("--batch-size", type=count, default=4, help="tiles at a time; more are faster on a GPU")
     o = parser.parse_args(argv)
-    if o.predictions and (o.controlnet or o.normals):
-        name = "--controlnet" if o.controlnet else "--normals"
+    if o.predictions and (o.controlnet or o.normals or o.student):
+        name = "--controlnet" if o.controlnet else "--normals" if o.normals else "--student"
         parser.error(f"`{name}` changes nothing about the pictures of `--predictions`: leave one of them out.")
     if o.predictions and o.check:
         parser.error("`--check` checks the bars of a checkpoint, and `--predictions` is none: leave one of them out.")
@@ -253,6 +271,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     if o.check and not (o.checkpoint or o.predictions):
         o.controlnet = o.controlnet or loading.ROOT / "controlnet"
         o.normals = o.normals or loading.ROOT / "controlnet_normals"
+        if not o.student and loading.STUDENT.is_dir():
+            o.student = loading.STUDENT
     return o
 
 
@@ -302,6 +322,7 @@ def measure_checkpoint(
     sampling: Sampling,
     controlnets: dict[str, str | Path],
     normals: str | Path | None,
+    student: str | Path | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, dict]], dict[Path, dict]]:
     """Generates what is to be scored.
 
@@ -312,6 +333,7 @@ def measure_checkpoint(
         sampling: of the tiles.
         controlnets: by condition, what is measured beside the pipeline alone.
         normals: a ControlNet that makes normals, to score mattes.
+        student: a LoRA of few steps.
 
     Returns:
         By system, its tiles, shape (samples, N, *size, 3); by group and system, the one-step measures of all objects
@@ -330,6 +352,19 @@ def measure_checkpoint(
         tiles[name] = generate(pipe, everything, size, sampling, condition)
         for group, members in groups.items():
             steps[group][name] = one_step(pipe, members, sampling.batch_size, condition)
+    pipe.controlnet = None
+    if student:
+        single = replace(sampling, steps=1)
+        tiles[bars.ONE_STEP] = generate(pipe, everything, size, single)
+        for name in (bars.OURS, bars.STUDENT):
+            if name == bars.STUDENT:
+                loading.add_lora(pipe, student)
+                sampling = replace(sampling, steps=None, guidance=None)  # the student's own
+                tiles[name] = generate(pipe, everything, size, sampling)
+                tiles[bars.STUDENT_STEP] = generate(pipe, everything, size, replace(sampling, steps=1))
+            for group, members in groups.items():
+                more = diversity_and_time(pipe, members[:8], sampling)
+                steps[group][name] = steps[group].get(name, {}) | more
     return tiles, steps, mattes
 
 
@@ -440,7 +475,7 @@ def main(argv: list[str] | None = None):
         tiles, steps, mattes = {"predictions": read_predictions(o.predictions, everything, size)}, {}, {}
     else:
         controlnets = {condition: o.controlnet} if condition else {}
-        tiles, steps, mattes = measure_checkpoint(pipe, groups, size, sampling, controlnets, o.normals)
+        tiles, steps, mattes = measure_checkpoint(pipe, groups, size, sampling, controlnets, o.normals, o.student)
     inputs = np.stack([read(path / "input.webp") for path in everything])
     systems = tiles | {
         "copy of the input": np.tile(inputs, (1, ROWS, COLUMNS, 1))[None],

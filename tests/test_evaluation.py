@@ -234,7 +234,7 @@ def test_mattes_are_scored(objects, pipe, tmp_path, monkeypatch):
 def test_bars(capsys):
     """A bar that compares with the checkpoint itself, and one whose system is not measured."""
     table = {bars.OURS: {"tile LPIPS": 0.4}, bars.controlled("depth"): {"tile LPIPS": 0.19}}
-    control, matte = (bar for bar in bars.BARS if bar.system != bars.OURS)
+    control, matte = (bar for bar in bars.BARS if bar.system in (bars.controlled("depth"), bars.MATTES))
     lines, passed = bars.report({bars.TRAINED: table}, [control])
     assert passed and "| tile LPIPS, with the true depth | <= 0.2 (this checkpoint x 0.5) | 0.190 | yes |" in lines[2]
     lines, passed = bars.report({bars.TRAINED: table}, [control, matte])
@@ -246,9 +246,22 @@ def test_bars_that_compare_with_baselines():
     table = {name: {"tile PSNR": value, "tile LPIPS": 0.4} for name, value in zip(bars.BASELINES, (15, 16, 14))}
     table[bars.OURS] = {"tile PSNR": 17.9, "tile LPIPS": 0.3}
     group = [bar for bar in bars.BARS if bar.group == bars.TRAINED and bar.measure in table[bars.OURS]]
+    assert {bar.system for bar in group[:2]} == {bars.OURS}
     lines, passed = bars.report({bars.TRAINED: table}, group[:2])
     assert "| tile PSNR | >= 18 (best baseline + 2) | 17.900 | NO |" in lines[2]
     assert "| tile LPIPS | <= 0.32 (copy of the input x 0.8) | 0.300 | yes |" in lines[3] and not passed
+
+
+def test_bars_of_a_student():
+    """It is compared with the checkpoint by a difference in LPIPS, and by a factor in time."""
+    table = {bars.OURS: {"tile LPIPS": 0.3, "denoising": 10.0}, bars.STUDENT: {"tile LPIPS": 0.31, "denoising": 2.5}}
+    chosen = [bar for bar in bars.BARS if bar.system == bars.STUDENT and bar.group == bars.NEW]
+    chosen = [bar for bar in chosen if bar.measure in ("tile LPIPS", "denoising")]
+    lines, passed = bars.report({bars.NEW: table}, chosen)
+    assert "| tile LPIPS, its student | <= 0.315 (this checkpoint + 0.015) | 0.310 | yes |" in lines[2]
+    assert "| denoising, its student | <= 2 (this checkpoint x 0.2) | 2.500 | NO |" in lines[3] and not passed
+    lines, passed = bars.report({bars.NEW: {bars.OURS: {"tile LPIPS": 0.3}}}, chosen)
+    assert not passed and all("not measured" in line for line in lines[2:])
 
 
 def test_nothing_checked_is_a_failure():

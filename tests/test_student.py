@@ -114,7 +114,7 @@ def test_a_student_brings_its_steps_and_is_not_guided(arguments, tmp_path, run, 
         pipe = one.load()
         pipe.warned.add("background")
         passes = []
-        pipe.unet.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
+        pipe.unet.register_forward_pre_hook(lambda module, args, passes=passes: passes.append(len(args[0])))
         pipe(noise_picture(), output_type="latent", callback_on_step_end=lambda *_: {})
         assert passes == [2, 1, 1]  # the references of both steps, and two steps
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# The mini checkpoint from nothing: toys, renders, VAE, UNet, evaluation. The same command continues an interrupted run.
+# The mini checkpoint from nothing: toys and objects, renders, VAE, UNet, student, evaluation. The same command continues
+# an interrupted run.
 #
-#     bash training/run_all.sh            # days on a CPU; on a GPU the rendering is what takes longest
+#     OBJECTS="furniture/usr/share/sweethome3d/furniture/*.sh3f" bash training/run_all.sh    # days on a CPU
 #     bash training/run_all.sh --smoke    # every step at its smallest, in minutes: nothing is learned
 #
-# OUT is the folder of everything it makes, out/recipe if not set.
+# OBJECTS are models to train on beside the toys, none if not set (docs/training.md says where to get them), and OUT is
+# the folder of everything it makes, out/recipe if not set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-out/recipe}
@@ -16,17 +18,42 @@ if [ "${1:-}" = "--smoke" ]; then
     printf '%s\n' mug-1000 car-1000 house-1000 > "$out/train.txt"
     printf '%s\n' mug-0 > "$out/heldout.txt"
     train=(--names "$out/train.txt" --samples 1) heldout=(--names "$out/heldout.txt" --samples 1)
+    samples=1
     vae=(--minutes 0.3 --gate 0)
     unet=(--steps 2 --batch-size $((2 * processes)) --micro-batch-size 2 --validation-steps 2)
     score=(--steps 4)
+    student=(--steps 2 --batch-size $((2 * processes)) --micro-batch-size 2 --lora-rank 2 --teacher-steps 2)
+    OBJECTS="$out/tiny.sh3f"
+    python - "$OBJECTS" <<'ARCHIVE'
+import io, sys, zipfile
+from PIL import Image
+texture = io.BytesIO()
+Image.new("RGB", (8, 8), (200, 120, 40)).save(texture, "PNG")
+corners = [(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)]
+sides = ("1 2 4 3", "5 7 8 6", "1 5 6 2", "3 4 8 7", "1 3 7 5", "2 6 8 4")
+obj = ["mtllib box.mtl", *(f"v {x} {y} {z}" for x, y, z in corners), "vt 0 0", "vt 1 0", "vt 1 1", "vt 0 1", "usemtl wood"]
+obj += ["f " + " ".join(f"{v}/{i}" for i, v in enumerate(side.split(), 1)) for side in sides]
+fields = {"id": "Smoke#box", "name": "Box", "category": "Boxes", "creator": "nobody", "model": "/box/box.obj"}
+with zipfile.ZipFile(sys.argv[1], "w") as archive:
+    text = "license=CC0\n" + "".join(f"{key}#1={value}\n" for key, value in fields.items())
+    archive.writestr("PluginFurnitureCatalog.properties", text)
+    archive.writestr("box/box.obj", "\n".join(obj))
+    archive.writestr("box/box.mtl", "newmtl wood\nKd 1 1 1\nmap_Kd wood.png\n")
+    archive.writestr("box/wood.png", texture.getvalue())
+ARCHIVE
 else
     train=(--toys 50) heldout=(--names evaluation/toys.txt)
     vae=(--minutes 120)
     unet=(--steps 40000 --micro-batch-size $((64 / processes)) --mixed-precision "$precision")
     score=()
+    student=(--micro-batch-size $((32 / processes)) --mixed-precision "$precision" --lora-rank 32)
 fi
 
-python -m training.render "${train[@]}" --output "$out/train"
+python -m training.render "${train[@]}" --output "$out/train/toys"
+if [ -n "${OBJECTS:-}" ]; then
+    python -m training.render --objects $OBJECTS --without evaluation/objects.jsonl --min-thickness 0.05 --min-cover 0.02 \
+        --samples "${samples:-8}" --output "$out/train/objects"
+fi
 python -m training.render "${heldout[@]}" --output "$out/heldout"
 python -m evaluation.heldout --renders "$out/heldout" --train-data "$out/train" --output "$out/objects"
 python -m training.train_vae --data "$out/train" --validation "$out/heldout" --output "$out/vae" "${vae[@]}"
@@ -34,5 +61,8 @@ python -m training.train_vae --data "$out/train" --validation "$out/heldout" --o
 "${launch[@]}" -m training.train --phase scratch --in-memory --permute-colours --checkpoint "$out/mini" \
     --data "$out/train" --validation "$out/heldout" --output "$out/unet" "${unet[@]}"
 checkpoint=$(ls -d "$out"/unet/checkpoint-* | sort -V | tail -1)
-python -m evaluation.evaluate --checkpoint "$checkpoint" --heldout "$out/objects" --output "$out/evaluation" "${score[@]}"
+"${launch[@]}" -m training.train --phase student --in-memory --checkpoint "$checkpoint" --data "$out/train" \
+    --validation "$out/heldout" --output "$out/student" "${student[@]}"
+python -m evaluation.evaluate --checkpoint "$checkpoint" --student "$out/student" --heldout "$out/objects" \
+    --output "$out/evaluation" "${score[@]}"
 echo "$checkpoint"

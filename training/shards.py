@@ -19,7 +19,7 @@ def index_shards(folder: Path, passes: tuple[str, ...] = (), needed: bool = True
     """Where each object of a folder of shards lies, in order; reads the shards' headers only.
 
     Args:
-        folder: with `shard-*.tar`; unfinished shards are left out.
+        folder: with `shard-*.tar`, or with folders that have them; unfinished shards are left out.
         passes: members that are needed beside `MEMBERS`.
         needed: whether there must be objects.
 
@@ -30,6 +30,8 @@ def index_shards(folder: Path, passes: tuple[str, ...] = (), needed: bool = True
         ValueError: if the folder has no shards but `needed`, or they lack the members.
     """
     shards = sorted(Path(folder).glob("shard-*.tar"))
+    if needed and not shards:
+        shards = sorted(Path(folder).glob("*/shard-*.tar"))
     if needed and not shards:
         raise ValueError(
             f"{folder} has no shards (shard-*.tar): render them with `python -m training.render --output {folder}`."

@@ -320,7 +320,7 @@ def check_options(o: Options, accelerator: Accelerator):
         raise ValueError("`--permute-colours` permutes what lies in memory: give `--in-memory` too.")
     if o.lr_scheduler == "timed" and not math.isfinite(o.minutes):
         raise ValueError("`--lr-scheduler timed` falls with the time left of `--minutes`: give it, or take 'decay'.")
-    if o.in_memory and o.phase == "student" and not list(o.data.glob("*.tar")):
+    if o.in_memory and o.phase == "student" and not list(o.data.rglob("*.tar")):
         raise ValueError(f"`--in-memory` holds rendered objects, but `--data` {o.data} has no shards: leave it out.")
     if o.lora_rank and o.train == "controlnet":
         raise ValueError(f"`--lora-rank` is {o.lora_rank}, but a ControlNet is trained whole: leave it out.")
@@ -393,7 +393,7 @@ def train(o: Options):
     condition = o.condition if o.train == "controlnet" else None
     dataset, validation = (
         PictureDataset(folder)
-        if o.phase == "student" and not list(folder.glob("*.tar"))
+        if o.phase == "student" and not list(folder.rglob("*.tar"))
         else TileDataset(folder, condition=condition)
         for folder in (o.data, o.validation or o.data)
     )

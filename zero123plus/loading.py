@@ -16,6 +16,7 @@ from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 from pipeline import Cameras, Zero123PlusPipeline
 
 ROOT = Path(__file__).resolve().parent.parent  # of this repository, which is the checkpoint that ships with it
+STUDENT = ROOT / "student"  # its LoRA for few steps, where there is one
 LORA_FILE = "pytorch_lora_weights.safetensors"
 RUN_FILE = "run.json"  # what a training run says of itself in each of its checkpoints, and a ControlNet of its cameras
 # What components need: weights lie in the components' folders, but for a LoRA's and a ControlNet's own
