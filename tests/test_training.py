@@ -686,6 +686,23 @@ def test_data_of_other_cameras_is_refused(arguments, pipe, shards, tmp_path):
         train.main(arguments("run", 1))
 
 
+def test_validation_of_other_cameras_is_refused(arguments, shards, tmp_path):
+    (tmp_path / "validation").mkdir()
+    with webdataset.TarWriter(str(tmp_path / "validation" / "shard-00000.tar")) as shard:
+        for sample in webdataset.WebDataset(str(shards / "shard-00000.tar"), shardshuffle=False):
+            record = {**json.loads(sample["json"]), "cameras": {"preset": "v1.1"}}
+            shard.write({**sample, "json": record})
+    with pytest.raises(SystemExit, match="`--validation` .* has the cameras of v1.1, but `--data` .* those of"):
+        train.main(arguments("run", 1, "--validation", str(tmp_path / "validation")))
+
+
+def test_a_repository_that_cannot_be_made_is_found_out_first(arguments, tmp_path):
+    """The Hub is out of reach in the tests, so that it cannot be made."""
+    with pytest.raises(SystemExit):
+        train.main(arguments("run", 1, "--push-to-hub", "someone/model"))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_controlnet_alone_trains_and_resumes(arguments, pipe, picture, run, tmp_path):
     train_controlnet.main(arguments("whole", 2)[2:])
