@@ -87,8 +87,9 @@ def test_datasets(shards, tmp_path):
     tiles, views = TileDataset(shards), ViewDataset(shards)
     assert len(tiles) == 2 * 12 and tiles[0]["tile"].shape == (3, 48, 32) and tiles[0]["image"].size == (16, 16)
     assert len(views) == 2 * 18 * 2 and views[0]["pixels"].shape == (3, 16, 16) and views[0]["alpha"].min() == 1
+    assert len(TileDataset(tmp_path)) == len(tiles)  # a folder of such folders
     with pytest.raises(ValueError, match="has no shards"):
-        TileDataset(tmp_path)
+        TileDataset(tmp_path / "nothing")
 
 
 def test_depth_picture():

@@ -66,7 +66,7 @@ def check_packages():
         ValueError: if a package is missing.
     """
     if not all(map(importlib.util.find_spec, PACKAGES)):
-        raise ValueError(f"A mesh needs more packages: pip install {' '.join(PACKAGES.values())}.")
+        raise ValueError(f"A mesh needs the packages of `pip install {' '.join(PACKAGES.values())}`.")
 
 
 def to_world(voxels: np.ndarray, grid: int) -> np.ndarray:

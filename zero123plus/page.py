@@ -38,7 +38,8 @@ CSS = """
 #bar progress { width: 100% }
 """
 SCROLL = """() => {
-    document.getElementById('bar').scrollIntoView({behavior: 'smooth', block: 'nearest'});
+    const block = window.innerWidth < 800 ? 'start' : 'nearest';  // a phone shows one column
+    document.getElementById('bar').scrollIntoView({behavior: 'smooth', block});
     return [];
 }"""
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import fsspec
 import numpy as np
 import PIL.Image
+import PIL.ImageFilter
 import PIL.ImageOps
 from fsspec.implementations.local import LocalFileSystem
 from scipy import ndimage
@@ -193,6 +194,8 @@ def remove_background(picture: PIL.Image.Image) -> PIL.Image.Image:
         return rgba
     _, alike = border_of(np.asarray(rgba)[..., :3])
     if alike >= PLAIN_SHARE and is_cut_out(cut := cut_out(rgba)):
+        # The outermost pixels are mixed with the background, which would be a bright or dark line around the object
+        cut.putalpha(cut.getchannel("A").filter(PIL.ImageFilter.MinFilter(3)))
         return cut
     session = rembg_session()
     import rembg
