@@ -218,12 +218,12 @@ def bake(mesh, corners: np.ndarray, shape: tuple[int, int], *views) -> np.ndarra
     weights /= weights.sum(1, keepdims=True)
     points, normals = ((weights * of[mesh.faces[face]]).sum(1) for of in (mesh.vertices, mesh.vertex_normals))
     texture, known = np.zeros((*shape, 3)), np.zeros(shape, bool)
-    texture[rows, columns], known[rows, columns] = colour(points, normals, *views), True
+    texture[rows, columns], known[rows, columns] = colour(points, normals, *views, views[0].shape[1]), True
     nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
     return texture[tuple(nearest)]
 
 
-def colour(points, normals, views: np.ndarray, alphas: np.ndarray, poses: np.ndarray, intrinsics: np.ndarray):
+def colour(points, normals, views, alphas, poses, intrinsics, buffer_size: int) -> np.ndarray:
     """Colours of points of a surface, shape (P, 3), from the views that see them.
 
     A depth buffer of each view decides what it sees. The weight of a view is the square of the cosine between normal
@@ -237,16 +237,17 @@ def colour(points, normals, views: np.ndarray, alphas: np.ndarray, poses: np.nda
         alphas: shape (N, H, W).
         poses: shape (N, 4, 4).
         intrinsics: shape (3, 3), in pixels.
+        buffer_size: pixels of an edge of the depth buffer, at most so many that it has about one point a pixel.
     """
     spacing = 2 * RADIUS / MIN_GRID
     total, weights = np.zeros((len(points), 3)), np.zeros(len(points))
     for view, alpha, pose in zip(views, alphas, poses):
         pixels, depth = project(points, pose, intrinsics)
-        # The buffer has about one point a pixel; its least of 3 x 3 closes gaps
-        scale = min(1.0, MIN_GRID / 2 / view.shape[0])
+        scale = min(1.0, buffer_size / view.shape[0])
         row, column = np.clip((pixels * scale).round().astype(int), 0, int(view.shape[0] * scale))
         buffer = np.full((int(view.shape[0] * scale) + 1,) * 2, np.inf)
         np.minimum.at(buffer, (row, column), depth)
+        # The least of 3 x 3 closes gaps
         visible = depth < ndimage.minimum_filter(buffer, 3)[row, column] + DEPTH_TOLERANCE * spacing
         direction = pose[:3, 3] - points
         cosine = (normals * direction).sum(1) / np.linalg.norm(direction, axis=1)
@@ -316,7 +317,7 @@ def surface_points(views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: 
     border = solid & ~ndimage.binary_erosion(solid)
     points = to_world(np.argwhere(border) - 1, POINT_GRID)
     normals = outwards[border] / np.maximum(np.linalg.norm(outwards[border], axis=1, keepdims=True), 1e-9)
-    found = colour(points, normals, colours, alphas, poses, intrinsics)
+    found = colour(points, normals, colours, alphas, poses, intrinsics, POINT_GRID)
     return points, np.round(255 * found.clip(0, 1)).astype(np.uint8)
 
 
