@@ -251,3 +251,24 @@ def test_what_no_component_needs_is_not_downloaded():
         files, allow_patterns=loading.WEIGHTS, ignore_patterns=[*loading.OTHERS, *loading.VARIANT_FILES]
     )
     assert list(wanted) == ["unet/diffusion_pytorch_model.safetensors", "model_index.json", loading.LORA_FILE]
+
+
+def test_half_precision_is_downloaded_where_there_is_nothing_else(pipe, run, tmp_path, monkeypatch):
+    """A folder stands for the Hub, of which what the patterns allow is copied."""
+
+    def download(name, allow_patterns, ignore_patterns):
+        files = [str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*") if path.is_file()]
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (tmp_path / "cache" / name / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / name / file, tmp_path / "cache" / name / file)
+        return tmp_path / "cache" / name
+
+    monkeypatch.setattr(loading, "snapshot_download", download)
+    pipe.save_pretrained(tmp_path / "half", variant="fp16")
+    pipe.save_pretrained(tmp_path / "both", variant="fp16")
+    pipe.save_pretrained(tmp_path / "both")
+    for name, count in (("half", 4), ("both", 4)):
+        assert len(list(loading.find(name).glob("*/*.safetensors"))) == count
+        again = loading.Checkpoint(name, "cpu").load()
+        again.warned.add("background")
+        assert_same(run(again, noise_picture()), run(pipe, noise_picture()))
