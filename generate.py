@@ -45,7 +45,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--export", choices=options.EXPORTS, action="append", default=[], help="also write the views for this program")
     add("--faces", type=options.count, default=options.NUM_FACES, help="of the mesh of --export glb, about")
-    add("--upscale", type=int, choices=[4], help="make the views this many times as large, by Real-ESRGAN")
+    add("--upscale", type=int, choices=[options.SCALE], help="make the views this many times as large, by Real-ESRGAN")
     add("--preview", action="store_true", help="show a batch's first picture in NAME.preview.png while it forms")
     add("--overwrite", action="store_true", help="replace results of an earlier run")
     add("--resume", action="store_true", help="leave out pictures whose results are there")

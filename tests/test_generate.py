@@ -377,6 +377,8 @@ def test_transparent_pictures_keep_their_own_matte():
     """A picture that has a matte needs no model."""
     picture = PIL.Image.new("RGBA", (4, 4), (9, 9, 9, 0))
     assert pictures.remove_background(picture).getpixel((0, 0)) == (9, 9, 9, 0)
+    with pytest.raises(ValueError, match="`background` is 'white', but must be of auto, remove, keep"):
+        pictures.prepare(picture, "white")
 
 
 @pytest.mark.slow

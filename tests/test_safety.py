@@ -274,6 +274,9 @@ class TestCheckpoints:
         pipe.unet.save_lora_adapter(tmp_path / "lora")
         again = loading.Checkpoint(folder, "cpu", lora=tmp_path / "lora").load()
         assert_same(run(again, picture), run(pipe, picture))
+        file = loading.Checkpoint(folder, "cpu", lora=tmp_path / "lora" / loading.LORA_FILE)
+        assert file.defaults()["num_inference_steps"] > 0
+        assert_same(run(file.load(), picture), run(pipe, picture))
         safetensors.torch.save_file({"net.weight": torch.ones(2)}, tmp_path / "lora" / loading.LORA_FILE)
         with pytest.raises(ValueError, match="has weights such as 'net.weight', but those of a LoRA begin with unet."):
             loading.Checkpoint(folder, "cpu", lora=tmp_path / "lora").load()

@@ -23,6 +23,7 @@ RUN_FILE = "run.json"  # what a training run says of itself in each of its check
 WEIGHTS = ("*.json", "*.txt", "*.model", "*/*.safetensors", "diffusion_pytorch_model*.safetensors", LORA_FILE)
 OTHERS = ("*non_ema*", "*onnx*", "*openvino*", "*flax*")  # not downloaded
 VARIANTS = ("fp16", "bf16")  # whose weights are downloaded and taken where a component has no others
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
 VARIANT_FILES = tuple(f"*.{variant}[.-]*" for variant in VARIANTS)
 LORA_PREFIXES = ("unet.", "text_encoder.", "lora_unet_", "lora_te")
 
@@ -87,7 +88,8 @@ def find(name: str | Path, pickle: bool = False) -> Path:
     try:
         found = Path(download(ignore_patterns=[*OTHERS, *VARIANT_FILES]))
         configured = {path.parent for path in (*found.glob("config.json"), *found.glob("*/config.json"))}
-        if configured - {path.parent for path in (*found.glob("*.safetensors"), *found.glob("*/*.safetensors"))}:
+        weights = [path for path in (*found.glob("*.*"), *found.glob("*/*.*")) if path.suffix in WEIGHT_SUFFIXES]
+        if configured - {path.parent for path in weights}:
             found = Path(download(ignore_patterns=list(OTHERS)))
         return found
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
@@ -250,7 +252,7 @@ class Checkpoint:
     def defaults(self) -> dict:
         """`num_inference_steps` and `guidance_scale` of a call that names none. A LoRA may have its own."""
         folder, lora = self.find()
-        config, record = read_json(folder / "model_index.json"), run_record(find(lora)) if lora else {}
+        config, record = read_json(folder / "model_index.json"), run_record(find_lora(lora)[0]) if lora else {}
         defaults = {"num_inference_steps": 28, "guidance_scale": 4.0}
         return {name: record.get(name, config.get(f"default_{name}", value)) for name, value in defaults.items()}
 
@@ -291,6 +293,22 @@ def set_cameras(pipe: Zero123PlusPipeline, preset: str, source: str):
     )
 
 
+def find_lora(name: str | Path) -> tuple[Path, str]:
+    """The folder of a LoRA and the name of its file there.
+
+    Args:
+        name: folder, run or Hub name of a LoRA, or its file.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(name)
+    folder, weight_name = (path.parent, path.name) if path.is_file() else (find(name), LORA_FILE)
+    if not (folder / weight_name).is_file():
+        raise ValueError(f"`--lora` {name} has no {weight_name}.")
+    return folder, weight_name
+
+
 def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
     """Adds a LoRA to a pipeline's UNet. One of a student brings its steps and guidance scale.
 
@@ -302,10 +320,7 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
     Raises:
         ValueError: if there is none, or it was trained for other cameras than the pipeline's.
     """
-    path = Path(name)
-    folder, weight_name = (path.parent, path.name) if path.is_file() else (find(name), LORA_FILE)
-    if not (folder / weight_name).is_file():
-        raise ValueError(f"`--lora` {name} has no {weight_name}.")
+    folder, weight_name = find_lora(name)
     record = run_record(folder)
     if record.get("cameras"):
         set_cameras(pipe, record["cameras"], f"`--lora` {name}")

@@ -13,6 +13,7 @@ from pathlib import Path
 CAMERAS = ("v1.1", "v1.2")  # of `pipeline.CAMERAS`
 DTYPES = ("float32", "float16", "bfloat16")
 EXPORTS = ("nerfstudio", "colmap", "glb")  # of `exports.EXPORTS`
+SCALE = 4  # of larger views
 NUM_FACES = 20_000  # of a mesh, about
 DTYPE_HELP = "float16 on cuda, bfloat16 on a CPU with AVX512_BF16 or AMX, else float32, if missing"
 DEVICE_HELP = "cuda, mps or cpu; the first of these that is there, if missing"

@@ -251,8 +251,10 @@ def prepare(
         warn: is called with the warning.
 
     Raises:
-        ValueError: if the background is to be removed and cannot be, or as [`recentre`].
+        ValueError: if `background` is another word, or is to be removed and cannot be, or as [`recentre`].
     """
+    if background not in BACKGROUNDS:
+        raise ValueError(f"`background` is {background!r}, but must be of {', '.join(BACKGROUNDS)}.")
     rgba = picture.convert("RGBA")
     colour, alike = border_of(np.asarray(rgba)[..., :3])
     ready = is_cut_out(rgba) or (alike >= 0.5 and is_grey(colour))

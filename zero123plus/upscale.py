@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from .options import SCALE
 from .pictures import to_tile
 
-SCALE = 4
 MODEL = "REALESRGAN_X4PLUS_UP4X"
 BLOCK = 192  # pixels of the longest edge that the network gets at a time, without context; bounds memory to about 1 GB
 CONTEXT = 16  # pixels around a block that the network sees too, so that no seams show
