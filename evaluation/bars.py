@@ -94,13 +94,14 @@ BARS = (
 )
 
 
-# A student against the checkpoint that it learned from, at that one's own steps and guidance
-for group in GROUPS[:4]:
+def student_bars(group: str) -> tuple[Bar, ...]:
+    """The bars of a student in one group: against the checkpoint that it learned from, at that one's own steps and
+    guidance scale.
+    """
     student = {"group": group, "of": (OURS,), "system": STUDENT}
-    BARS += (
-        Bar(
-            measure="tile LPIPS", reason="two steps without guidance look like all", most=0.015, added=True, **student
-        ),
+    look = "two steps without guidance look like all"
+    return (
+        Bar(measure="tile LPIPS", reason=look, most=0.015, added=True, **student),
         Bar(measure="mask IoU", reason="the outlines stay", least=-0.02, added=True, **student),
         Bar(measure="consistency", reason="six views of one solid", least=-0.01, added=True, **student),
         Bar(measure="saturation", reason="regression to a mean is grey", least=0.9, **student),
@@ -108,6 +109,9 @@ for group in GROUPS[:4]:
         Bar(measure="denoising", reason="what a student is for", most=0.2, **student),
         Bar(group, "tile LPIPS", "the path's end in one step", most=1.0, of=(ONE_STEP,), system=STUDENT_STEP),
     )
+
+
+BARS += sum((student_bars(group) for group in GROUPS[:4]), ())
 
 
 def report(results: dict, bars=BARS) -> tuple[list[str], bool]:

@@ -354,17 +354,15 @@ def measure_checkpoint(
             steps[group][name] = one_step(pipe, members, sampling.batch_size, condition)
     pipe.controlnet = None
     if student:
-        single = replace(sampling, steps=1)
-        tiles[bars.ONE_STEP] = generate(pipe, everything, size, single)
-        for name in (bars.OURS, bars.STUDENT):
-            if name == bars.STUDENT:
-                loading.add_lora(pipe, student)
-                sampling = replace(sampling, steps=None, guidance=None)  # the student's own
-                tiles[name] = generate(pipe, everything, size, sampling)
-                tiles[bars.STUDENT_STEP] = generate(pipe, everything, size, replace(sampling, steps=1))
-            for group, members in groups.items():
-                more = diversity_and_time(pipe, members[:8], sampling)
-                steps[group][name] = steps[group].get(name, {}) | more
+        tiles[bars.ONE_STEP] = generate(pipe, everything, size, replace(sampling, steps=1))
+        for group, members in groups.items():
+            steps[group][bars.OURS] |= diversity_and_time(pipe, members[:8], sampling)
+        loading.add_lora(pipe, student)
+        sampling = replace(sampling, steps=None, guidance=None)  # the student's own
+        tiles[bars.STUDENT] = generate(pipe, everything, size, sampling)
+        tiles[bars.STUDENT_STEP] = generate(pipe, everything, size, replace(sampling, steps=1))
+        for group, members in groups.items():
+            steps[group][bars.STUDENT] = diversity_and_time(pipe, members[:8], sampling)
     return tiles, steps, mattes
 
 

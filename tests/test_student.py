@@ -119,6 +119,12 @@ def test_a_student_brings_its_steps_and_is_not_guided(arguments, tmp_path, run, 
         assert passes == [2, 1, 1]  # the references of both steps, and two steps
 
 
+def test_a_teacher_may_be_unguided(arguments, tmp_path):
+    """0 is a guidance scale, and not the want of one."""
+    train.main(arguments("run", 1, "--teacher-guidance", "0"))
+    assert loading.run_record(loading.find(tmp_path / "run"))["teacher_guidance"] == 0
+
+
 def test_pictures_have_no_objects_to_hold(arguments):
     with pytest.raises(SystemExit, match="has no shards: leave it out"):
         train.main(arguments("run", 1, "--in-memory"))

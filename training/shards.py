@@ -15,6 +15,11 @@ COLUMNS = 6  # views in a row of a sheet: the azimuths
 MEMBERS = ("inputs.webp", "targets.webp", "json")
 
 
+def find_shards(folder: Path) -> list[Path]:
+    """The shards of a folder, or, where it has none, of the folders in it; in order."""
+    return sorted(Path(folder).glob("shard-*.tar")) or sorted(Path(folder).glob("*/shard-*.tar"))
+
+
 def index_shards(folder: Path, passes: tuple[str, ...] = (), needed: bool = True) -> list[dict]:
     """Where each object of a folder of shards lies, in order; reads the shards' headers only.
 
@@ -29,9 +34,7 @@ def index_shards(folder: Path, passes: tuple[str, ...] = (), needed: bool = True
     Raises:
         ValueError: if the folder has no shards but `needed`, or they lack the members.
     """
-    shards = sorted(Path(folder).glob("shard-*.tar"))
-    if needed and not shards:
-        shards = sorted(Path(folder).glob("*/shard-*.tar"))
+    shards = find_shards(folder) if needed else sorted(Path(folder).glob("shard-*.tar"))
     if needed and not shards:
         raise ValueError(
             f"{folder} has no shards (shard-*.tar): render them with `python -m training.render --output {folder}`."

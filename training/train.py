@@ -36,6 +36,7 @@ from .data import CONDITIONS, PictureDataset, Stream, TileDataset, TilesInMemory
 from .dry_run import describe
 from .loss import Denoiser, Zero123PlusLoss
 from .optimizers import build_optimizer, build_schedule
+from .shards import find_shards
 from .student import StudentLoss
 
 PHASES = {
@@ -320,7 +321,7 @@ def check_options(o: Options, accelerator: Accelerator):
         raise ValueError("`--permute-colours` permutes what lies in memory: give `--in-memory` too.")
     if o.lr_scheduler == "timed" and not math.isfinite(o.minutes):
         raise ValueError("`--lr-scheduler timed` falls with the time left of `--minutes`: give it, or take 'decay'.")
-    if o.in_memory and o.phase == "student" and not list(o.data.rglob("*.tar")):
+    if o.in_memory and o.phase == "student" and not find_shards(o.data):
         raise ValueError(f"`--in-memory` holds rendered objects, but `--data` {o.data} has no shards: leave it out.")
     if o.lora_rank and o.train == "controlnet":
         raise ValueError(f"`--lora-rank` is {o.lora_rank}, but a ControlNet is trained whole: leave it out.")
@@ -349,7 +350,7 @@ def build_losses(o: Options, pipe: Zero123PlusPipeline, accelerator: Accelerator
         device = accelerator.device
         return Zero123PlusLoss(pipe, device, o.snr_gamma, o.condition_dropout), Zero123PlusLoss(pipe, device), {}
     steps = o.teacher_steps or pipe.config.default_num_inference_steps
-    guidance = o.teacher_guidance or pipe.config.default_guidance_scale
+    guidance = pipe.config.default_guidance_scale if o.teacher_guidance is None else o.teacher_guidance
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
     loss = StudentLoss(pipe, accelerator.device, o.student_steps, steps, guidance, dtype)
     pipe.register_to_config(default_num_inference_steps=o.student_steps, default_guidance_scale=1.0)
@@ -393,7 +394,7 @@ def train(o: Options):
     condition = o.condition if o.train == "controlnet" else None
     dataset, validation = (
         PictureDataset(folder)
-        if o.phase == "student" and not list(folder.rglob("*.tar"))
+        if o.phase == "student" and not find_shards(folder)
         else TileDataset(folder, condition=condition)
         for folder in (o.data, o.validation or o.data)
     )
