@@ -82,15 +82,6 @@ def voxels(vertices: np.ndarray, faces: np.ndarray, grid: int = GRID) -> np.ndar
     return solid
 
 
-def genus(faces: np.ndarray) -> int:
-    """The number of tunnels through closed surfaces of faces (F, 3): from Euler's V - E + F = 2 (pieces - tunnels)."""
-    vertices = len(np.unique(faces))
-    edges = np.concatenate([faces[:, :2], faces[:, 1:]])
-    graph = sparse.csr_matrix((np.ones(len(edges)), edges.T))[np.unique(faces)][:, np.unique(faces)]
-    pieces = sparse.csgraph.connected_components(graph, directed=False)[0]
-    return pieces - (vertices - len(faces) // 2) // 2  # three edges for two faces
-
-
 def true_mesh(name: str, azimuth: float) -> tuple[np.ndarray, np.ndarray]:
     """Vertices and triangles of a toy as it was rendered, turned so that the input view stands on +X."""
     blender.reset_scene(1)
@@ -179,7 +170,7 @@ def measure_mesh(entry: dict, predictions: Path | None) -> dict:
         "PSNR of re-rendered views": metrics.psnr(rendered, on_grey_rgb(views) / 255),
         "seconds": seconds,
         "faces": len(mesh.faces),
-        "genus": genus(mesh.faces),
+        "genus": metrics.genus(mesh.faces),
     }
 
 

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import torch
 from PIL import Image
+from scipy import sparse
 
 
 def psnr(ours: np.ndarray, truth: np.ndarray) -> float:
@@ -125,3 +126,17 @@ def hull_consistency(masks: np.ndarray, poses: np.ndarray, intrinsics: np.ndarra
     for view, pixel in zip(filled, pixels):
         view[pixel[hull]] = True
     return float(filled.sum() / masks.sum()) if masks.any() else 0.0
+
+
+def genus(faces: np.ndarray) -> int:
+    """The number of tunnels through closed surfaces, from Euler's V - E + F = 2 (pieces - tunnels).
+
+    Args:
+        faces: indices of vertices, shape (F, 3).
+    """
+    used, faces = np.unique(faces, return_inverse=True)
+    faces = faces.reshape(-1, 3)
+    edges = np.concatenate([faces[:, :2], faces[:, 1:]])
+    graph = sparse.csr_matrix((np.ones(len(edges)), edges.T), shape=(len(used),) * 2)
+    pieces = sparse.csgraph.connected_components(graph, directed=False)[0]
+    return pieces - (len(used) - len(faces) // 2) // 2  # three edges for two faces

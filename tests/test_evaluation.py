@@ -264,6 +264,14 @@ def test_bars_of_a_student():
     assert not passed and all("not measured" in line for line in lines[2:])
 
 
+def test_genus_counts_tunnels():
+    """Two separate tori and a box, whose last vertex no edge begins at."""
+    trimesh = pytest.importorskip("trimesh")
+    torus, box = trimesh.creation.torus(2, 0.5), trimesh.creation.box()
+    assert metrics.genus(torus.faces) == 1 and metrics.genus(np.sort(box.faces + 5, axis=1)) == 0
+    assert metrics.genus(np.concatenate([torus.faces, box.faces + 10**4, torus.faces + 10**5])) == 2
+
+
 def test_nothing_checked_is_a_failure():
     lines, passed = bars.report({"other objects": {bars.OURS: {"tile PSNR": 20.0}}})
     assert not passed and "nothing was checked" in lines[-1]
