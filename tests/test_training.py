@@ -924,6 +924,34 @@ def test_publishing_replaces_components_alone(pipe, tmp_path):
     assert (tmp_path / "home" / "unet" / "mine.txt").read_text() == "precious"
 
 
+def test_what_is_published_can_be_a_mean(pipe, tmp_path):
+    pipe.register_to_config(ramping_coefficients=[0.0] * 16)
+    pipe.save_pretrained(tmp_path / "before")
+    before = pipe.unet.conv_in.weight.clone()
+    pipe.register_to_config(ramping_coefficients=[1.0] * 16)
+    with torch.no_grad():
+        pipe.unet.conv_in.weight += 1
+        pipe.vision_encoder.visual_projection.weight += 1
+    pipe.save_pretrained(tmp_path / "after")
+    arguments = ["--checkpoint", str(tmp_path / "after"), "--average", str(tmp_path / "before"), "--share", "0.25"]
+    publish.main([*arguments, "--output", str(tmp_path / "mean")])
+    mean = loading.Checkpoint(tmp_path / "mean", "cpu", "float32").load()
+    torch.testing.assert_close(mean.unet.conv_in.weight, before + 0.75, rtol=0, atol=2e-3)
+    torch.testing.assert_close(mean.config.ramping_coefficients, [0.75] * 16)
+    difference = pipe.vision_encoder.visual_projection.weight - mean.vision_encoder.visual_projection.weight
+    torch.testing.assert_close(difference, torch.full_like(difference, 0.25), rtol=0, atol=2e-3)
+
+
+def test_a_mean_of_other_latents_is_refused(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "one")
+    with torch.no_grad():
+        pipe.vae.encoder.conv_in.weight += 1
+    pipe.save_pretrained(tmp_path / "other")
+    with pytest.raises(SystemExit, match="`--average` has another VAE encoder"):
+        arguments = ["--checkpoint", str(tmp_path / "one"), "--average", str(tmp_path / "other")]
+        publish.main([*arguments, "--output", str(tmp_path / "mean")])
+
+
 def test_published_controlnet(pipe, tmp_path):
     pipe.add_controlnet().save_pretrained(tmp_path / "trained")
     (tmp_path / "trained" / loading.RUN_FILE).write_text('{"cameras": "v1.1", "checkpoint": "/somewhere"}')

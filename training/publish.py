@@ -1,6 +1,7 @@
 """Puts what was trained into the root of this repository, in half precision and in shards that git can hold.
 
 python -m training.publish --checkpoint out/scratch
+python -m training.publish --checkpoint out/scratch --average . --share 0.4
 python -m training.publish --controlnet out/depth
 """
 
@@ -14,11 +15,43 @@ from diffusers import ControlNetModel
 from pipeline import Zero123PlusPipeline
 from zero123plus.files import put_folder, write_file
 from zero123plus.loading import ROOT, RUN_FILE, find, run_record
-from zero123plus.options import Parser, add_cameras_option, command
+from zero123plus.options import Parser, add_cameras_option, command, share
 
 from .checkpoints import load_start
 
 MAX_SHARD_SIZE = "16MB"
+
+
+def average(pipe: Zero123PlusPipeline, other: Zero123PlusPipeline, share: float):
+    """Moves what was trained of a pipeline, UNet, vision encoder and ramp, to the mean of its weights and another's,
+    which it was trained from or which were trained from the same (arXiv 2109.01903, section 3).
+
+    Args:
+        pipe: changed in place.
+        other: with the same latents and layers.
+        share: of the other's weights in the mean, 0 to 1.
+
+    Raises:
+        ValueError: if the two have other latents or layers.
+    """
+
+    def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+        return {key: value for key, value in module.state_dict().items() if value.is_floating_point()}
+
+    def same(a: dict, b: dict) -> bool:
+        return {key: value.shape for key, value in a.items()} == {key: value.shape for key, value in b.items()}
+
+    ours, theirs = weights(pipe.vae.encoder), weights(other.vae.encoder)
+    if not same(ours, theirs) or not all(torch.allclose(ours[key], theirs[key], 0.01, 1e-3) for key in ours):
+        raise ValueError("`--average` has another VAE encoder: average checkpoints of the same latents.")
+    for name in ("unet", "vision_encoder"):
+        ours, theirs = weights(getattr(pipe, name)), weights(getattr(other, name))
+        if not same(ours, theirs):
+            raise ValueError(f"`--average` has another {name}: average checkpoints with the same layers.")
+        for key, value in ours.items():  # which are the module's own
+            value.lerp_(theirs[key], share)
+    ramps = (torch.tensor(p.config.ramping_coefficients) for p in (pipe, other))
+    pipe.register_to_config(ramping_coefficients=torch.lerp(*ramps, share).tolist())
 
 
 def write_pipeline(pipe: Zero123PlusPipeline, folder: Path):
@@ -51,7 +84,15 @@ def write_controlnet(source: Path, folder: Path, cameras: str | None):
     (folder / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def publish(output: Path, checkpoint: Path | None, controlnet: Path | None, name: str, cameras: str | None):
+def publish(
+    output: Path,
+    checkpoint: Path | None,
+    controlnet: Path | None,
+    name: str,
+    cameras: str | None,
+    other: Path | None,
+    share: float,
+):
     """Publishes a pipeline or a ControlNet. For the arguments see the options.
 
     Raises:
@@ -64,6 +105,8 @@ def publish(output: Path, checkpoint: Path | None, controlnet: Path | None, name
             write_controlnet(find(controlnet), folder / name, cameras)
         else:
             pipe = load_start(checkpoint, cameras=cameras)  # a LoRA is merged
+            if other:
+                average(pipe, load_start(other, cameras=cameras), share)
             write_pipeline(pipe.to(torch.float16), folder)
         for path in (*folder.glob("model_index.json"), *folder.glob("*/config.json")):
             config = json.loads(path.read_text())
@@ -91,6 +134,10 @@ def main(argv: list[str] | None = None):
     what.add_argument("--checkpoint", type=Path, help="a pipeline's folder, or a run's output")
     what.add_argument("--controlnet", type=Path, help="a ControlNet's folder, or a run's output")
     parser.add_argument("--name", default="controlnet", help="folder of the ControlNet")
+    parser.add_argument(
+        "--average", dest="other", type=Path, help="publish the mean of --checkpoint's weights and this checkpoint's"
+    )
+    parser.add_argument("--share", type=share, default=0.5, help="of --average in the mean")
     parser.add_argument("--output", type=Path, default=ROOT, help="default: the root of this repository")
     add_cameras_option(parser.add_argument)
     publish(**vars(parser.parse_args(argv)))
