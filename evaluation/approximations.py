@@ -1,6 +1,6 @@
 """What faster settings cost: each one's error to the exact result, its quality, and the time it saves.
 
-    python -m evaluation.approximations --limit 6
+    python -m evaluation.approximations --limit 2
 
 Quality is that of a checkpoint on held-out objects, measured on the tile as `evaluation.evaluate` does; "to exact"
 compares with the tiles of the first row, from the same seeds. A solver that draws other noise gives other tiles, which
@@ -24,7 +24,7 @@ from zero123plus import loading
 from zero123plus.options import DTYPES, Parser, add_checkpoint_options, command, load_from_options, number, scale
 
 from . import benchmark, metrics
-from .evaluate import read
+from .evaluate import find_objects, read
 from .heldout import FOLDERS
 
 ANCESTRAL = EulerAncestralDiscreteScheduler
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None):
     parser = Parser("Compare faster settings with the exact one.")
     add = parser.add_argument
     add_checkpoint_options(add)
-    add("--limit", type=number(int, 0), default=8, help="held-out objects, 0: time alone")
+    add("--limit", type=number(int, 0), default=2, help="held-out objects of each group, 0: time alone")
     add("--settings", nargs="+", default=[""], help="only those whose names begin so, beside the first")
     add("--guidance", type=scale, help="scale of classifier-free guidance (default: the checkpoint's)")
     dtype = "float16" if torch.cuda.is_available() else "float32"
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None):
     o = parser.parse_args(argv)
     if not o.limit and not o.repeats:
         parser.error("`--limit 0` times alone and `--repeats 0` times nothing: leave one of them out.")
-    objects = sorted(path.parent for folder in FOLDERS for path in folder.glob("*/views.webp"))[: o.limit]
+    objects = sum(find_objects(FOLDERS, None, o.limit).values(), [])
     truths = [read(path / "views.webp") for path in objects]
     pictures = [Image.open(path / "input.webp") for path in objects]
     o.device = loading.choose_device(o.device)

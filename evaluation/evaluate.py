@@ -258,7 +258,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--check", action="store_true", help="exit with 1 where a bar of evaluation.bars is missed")
     add("--samples", type=count, default=1, help="a picture; their scores are averaged")
     add("--clip", help="folder or Hub name of a CLIP model, to measure CLIP similarity too")
-    add("--limit", type=count, help="score only the first N objects of each group")
+    add("--limit", type=count, help="score only N objects of each group, evenly spread over it")
     add("--batch-size", type=count, default=4, help="tiles at a time; more are faster on a GPU")
     o = parser.parse_args(argv)
     if o.predictions and (o.controlnet or o.normals or o.student):
@@ -292,7 +292,7 @@ def find_objects(heldout: list[Path], condition: str | None, limit: int | None) 
     Args:
         heldout: folders of them.
         condition: what a ControlNet is to see, if there is one.
-        limit: only the first so many of each group.
+        limit: only so many of each group, evenly spread over it; 0: none.
 
     Raises:
         ValueError: if there are none, or they lack the condition.
@@ -304,7 +304,10 @@ def find_objects(heldout: list[Path], condition: str | None, limit: int | None) 
             raise ValueError(f"`--heldout` {folder} has no objects: make them with `python -m evaluation.heldout`.")
         for path in paths:
             groups[group_of(path.name)].append(path)
-    groups = {name: members[:limit] for name, members in groups.items() if members}
+    groups = {name: members for name, members in groups.items() if members}
+    for name, members in groups.items() if limit is not None else ():
+        step = max(1, len(members) // max(1, limit))
+        groups[name] = members[step // 2 :: step][:limit]
     everything = [path for members in groups.values() for path in members]
     for path in everything if condition else ():
         if not (path / f"{condition}.webp").exists():

@@ -160,6 +160,15 @@ def test_predictions_are_scored(objects, tmp_path, capsys):
     assert Image.open(tmp_path / "out" / "views.webp").size == (64 + 6 * 64 + 8 + 6 * 64, 64)
 
 
+def test_a_limit_takes_objects_of_every_part_of_a_group():
+    groups = evaluate.find_objects([*heldout.FOLDERS], None, 3)
+    for group, members in groups.items():
+        everything = evaluate.find_objects([*heldout.FOLDERS], None, None)[group]
+        step = len(everything) // 3
+        assert members == [everything[step // 2 + i * step] for i in range(3)]
+    assert list(groups) == list(bars.GROUPS[:4])
+
+
 def test_saved_tiles_are_those_that_are_scored(objects, pipe, tmp_path):
     """`--save-tiles` writes what the checkpoint generates, and touches no folder that is there."""
     pipe.save_pretrained(tmp_path / "checkpoint")
