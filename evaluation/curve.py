@@ -6,8 +6,8 @@
 
 `CURVE.jsonl` is the record: a line has the tiles seen in all and what was measured then. The first command adds the
 losses of a run to it, which started from a checkpoint that had seen `--before` tiles; the second adds the measures of
-one checkpoint; each draws `CURVE.webp` again, the last from what is there. Dashed lines are the bars of
-`evaluation.bars`. Needs the package matplotlib.
+one checkpoint, by group of held-out objects; each draws `CURVE.webp` again, the last from what is there. Dashed lines
+are the bars of `evaluation.bars`. Needs the package matplotlib.
 """
 
 import io
@@ -19,17 +19,14 @@ import numpy as np
 from zero123plus.files import write_file
 from zero123plus.options import Parser, command, count, number
 
-from .bars import BARS, OURS, TRAINED
+from .bars import BARS, GROUPS, OURS
 
 EVERY = 10_000  # tiles whose losses are averaged
-PANELS = (
-    ("v-loss", ("loss", "validation_loss")),
-    ("one step from t = 999, dB", ("psnr_t999_with", "psnr_t999_without")),
-    ("tile PSNR, dB", ("tile PSNR",)),
-    ("tile LPIPS", ("tile LPIPS",)),
-    ("mask IoU, consistency", ("mask IoU", "consistency")),
-    ("saturation", ("saturation",)),
-)
+PANELS = {  # title: what the training writes
+    "v-loss": ("loss", "validation_loss"),
+    "one step from t = 999, dB": ("psnr_t999_with", "psnr_t999_without"),
+}
+MEASURES = ("tile PSNR", "tile LPIPS", "mask IoU", "consistency")  # each a panel with a curve of every group
 LABELS = {
     "loss": f"training, means of {EVERY:,} tiles",
     "validation_loss": "held out",
@@ -61,29 +58,25 @@ def run_lines(log: Path, before: int) -> list[dict]:
     ]
 
 
-def result_line(results: Path, tiles: int) -> dict:
-    """The line of a checkpoint: its measures of the trained kinds, and the bounds that the bars set them.
+def result_lines(results: Path, tiles: int) -> list[dict]:
+    """Lines of a checkpoint: for each group its measures, and the bounds that the bars set them.
 
     Args:
         results: `results.json` of `evaluation.evaluate`.
         tiles: that the checkpoint has seen.
-
-    Raises:
-        ValueError: if it has no trained kinds.
     """
-    found = json.loads(results.read_text())
-    if TRAINED not in found:
-        raise ValueError(f"`--results` {results} has the groups {', '.join(found)}, but not {TRAINED}.")
-    table = found[TRAINED]
-    bars = {bar.measure: bar for bar in BARS if bar.group == TRAINED and bar.system == OURS}
-    measures = [name for _, names in PANELS for name in names if name in table[OURS]]
-    bounds = {name: bars[name].bounds(table) for name in measures if name in bars}
-    return {"tiles": tiles, **{name: round(table[OURS][name], 4) for name in measures}, "bounds": bounds}
+    lines = []
+    for group, table in json.loads(results.read_text()).items():
+        measures = {name: round(table[OURS][name], 4) for name in MEASURES if name in table[OURS]}
+        bars = [bar for bar in BARS if (bar.group, bar.system) == (group, OURS) and bar.measure in measures]
+        bounds = {bar.measure: bar.bounds(table) for bar in bars}
+        lines.append({"tiles": tiles, "group": group, **measures, "bounds": bounds})
+    return lines
 
 
 def merge(old: list[dict], new: list[dict]) -> list[dict]:
-    """Lines in the order of their tiles; a new line replaces an old one of the same tiles and measures."""
-    lines = {(line["tiles"], *sorted(line)): line for line in [*old, *new]}
+    """Lines in the order of their tiles; a new line replaces an old one of the same tiles, group and measures."""
+    lines = {(line["tiles"], line.get("group", ""), *sorted(line)): line for line in [*old, *new]}
     return [lines[key] for key in sorted(lines)]
 
 
@@ -92,19 +85,33 @@ def draw_curve(lines: list[dict], path: Path):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6), layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(2, 3, sharex=True).flat, PANELS):
+    panels = iter(figure.subplots(2, 3, sharex=True).flat)
+
+    def plot(axes, name: str, label: str, lines: list[dict]) -> str:
+        found = [(line["tiles"] / 1e6, line[name]) for line in lines if name in line]
+        style = "-" if name == "loss" else "o-"
+        return axes.plot(*np.array(found).reshape(-1, 2).T, style, markersize=4, label=label)[0].get_color()
+
+    for title, names in PANELS.items():
+        axes = next(panels)
         for name in names:
-            found = [(line["tiles"] / 1e6, line[name]) for line in lines if name in line]
-            style = "-" if name == "loss" else "o-"
-            (curve,) = axes.plot(*np.array(found).reshape(-1, 2).T, style, markersize=4, label=LABELS.get(name, name))
-            last = next((line["bounds"][name] for line in reversed(lines) if name in line.get("bounds", {})), ())
-            for bound in last:
-                if bound is not None:
-                    axes.axhline(bound, linestyle="--", linewidth=1, color=curve.get_color())
+            plot(axes, name, LABELS[name], lines)
         axes.set_title(title, fontsize=10)
+        axes.legend(fontsize=8)
+    groups = {group: [line for line in lines if line.get("group") == group] for group in GROUPS}
+    groups = {group: members for group, members in groups.items() if members}
+    for measure in MEASURES:
+        axes = next(panels)
+        for group, members in groups.items():
+            colour = plot(axes, measure, group, members)
+            for bound in members[-1]["bounds"].get(measure, ()):
+                if bound is not None:
+                    axes.axhline(bound, linestyle="--", linewidth=1, color=colour)
+        axes.set_title(measure, fontsize=10)
+    if groups:
+        axes.legend(fontsize=7)
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
-        if len(names) > 1:
-            axes.legend(fontsize=8)
     figure.supxlabel("million tiles seen", fontsize=10)
     picture = io.BytesIO()
     figure.savefig(picture, dpi=90, format=path.suffix[1:])
@@ -128,7 +135,7 @@ def main(argv: list[str] | None = None):
         parser.error(f"{o.record} is no name of a record: it ends in .jsonl, and the picture beside it in .webp.")
     lines = [json.loads(line) for line in o.record.read_text().splitlines()] if o.record.exists() else []
     new = run_lines(o.run / "log.jsonl", o.before) if o.run else []
-    new += [result_line(o.results, o.tiles)] if o.results else []
+    new += result_lines(o.results, o.tiles) if o.results else []
     if not lines and not new:
         parser.error(f"{o.record} has no lines yet: add some with `--run` or `--results`.")
     lines = merge(lines, new)

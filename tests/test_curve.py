@@ -37,7 +37,16 @@ def test_losses_are_averaged_and_counted_from_the_start(run):
 
 def test_measures_come_with_their_bars(results):
     """Two above the best baseline; measures that no panel shows are left out."""
-    assert curve.result_line(results, 7) == {"tiles": 7, "tile PSNR": 17.25, "bounds": {"tile PSNR": (18.0, None)}}
+    line = {"tiles": 7, "group": bars.TRAINED, "tile PSNR": 17.25, "bounds": {"tile PSNR": (18.0, None)}}
+    assert curve.result_lines(results, 7) == [line]
+
+
+def test_groups_have_lines_of_their_own(results):
+    """Neither replaces the other, and each is replaced by what is measured anew."""
+    line = curve.result_lines(results, 7)[0]
+    other = {**line, "group": bars.NEW}
+    again = {**line, "tile PSNR": 18.0}
+    assert curve.merge([line, other], [again]) == [other, again]
 
 
 def test_the_record_grows_and_is_drawn(run, results, tmp_path, capsys):
