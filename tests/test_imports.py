@@ -273,6 +273,17 @@ def test_materials_that_are_nowhere_defined_are_failures(tmp_path):
         look(write_obj(tmp_path, mtl="newmtl stone\nKd 1 0 0\n"), tmp_path)
 
 
+def test_objects_that_lack_some_materials_are_named(tmp_path, capsys):
+    """One of two is defined, and shown."""
+    path = write_obj(tmp_path, mtl="newmtl red\nKd 1 0 0\n")
+    first, *rest = OBJ_FACES.splitlines(keepends=True)
+    path.write_text(f"mtllib a.mtl\n{OBJ}usemtl wood\n{first}usemtl red\n{''.join(rest)}")
+    output = tmp_path / "data"
+    render.main(["--objects", str(path), "--output", str(output), "--size", "24", "--samples", "1", "--workers", "1"])
+    assert "1 objects use materials that they do not define, which are plain: " in capsys.readouterr().err
+    assert json.loads((output / "manifest.jsonl").read_text())["undefined_materials"] == ["wood"]
+
+
 @pytest.mark.parametrize("name", (r"tex\wood.png", r"C:\Users\me\wood.png", "/Users/me/tex/wood.png"))
 def test_paths_of_other_machines_are_found_beside_the_file(tmp_path, name):
     (tmp_path / "tex").mkdir()

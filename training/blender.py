@@ -239,22 +239,26 @@ def open_scene(filepath: str):
     prepare_scene(samples)
 
 
-def load_object(item: dict, folder: str | None = None):
+def load_object(item: dict, folder: str | None = None) -> list[str]:
     """Adds an object to the empty scene: a toy, or what a render of a file shows, without its lights.
 
     Args:
         item: as `training.render` lists it.
         folder: to extract an archive's object into.
 
+    Returns:
+        The materials that its file uses but does not define.
+
     Raises:
         ValueError: if the file has no faces, or lacks something that its materials need.
     """
+    undefined = []
     if item["source"] == "toys":
         kind, seed = item["id"].rsplit("-", 1)
         toys.build(kind, int(seed))
     else:
         path = catalogue.extract(item, folder) if "member" in item else Path(item["path"])
-        check_source(path)
+        undefined = check_source(path)
         axes = {"up_axis": "Z", "forward_axis": "Y"} if item.get("up") == "z" else {}
         importer(path)(filepath=str(path), **(axes if path.suffix.lower() in UP_SUFFIXES else {}))
         for thing in bpy.context.scene.objects:
@@ -267,6 +271,7 @@ def load_object(item: dict, folder: str | None = None):
         show_vertex_colours()
         cull_backfaces()
     bpy.context.view_layer.update()
+    return undefined
 
 
 def is_animated() -> bool:
@@ -284,11 +289,15 @@ def turn(rotation: list[float]):
             thing.matrix_world = matrix.to_4x4() @ thing.matrix_world
 
 
-def check_source(path: Path):
+def check_source(path: Path) -> list[str]:
     """Checks what Blender's importers pass over in a file.
 
+    Returns:
+        The materials that an .obj file uses beside others but does not define.
+
     Raises:
-        ValueError: if an .obj file names a material that is nowhere defined, or a .ply file has colours at its faces.
+        ValueError: if an .obj file defines none of the materials that it uses, or a .ply file has colours at its
+            faces.
     """
     if path.suffix.lower() == ".ply":
         header = path.read_bytes()[:65536].partition(b"end_header")[0].decode("latin-1")
@@ -297,7 +306,7 @@ def check_source(path: Path):
                 f"{path.name} has colours at its faces, which Blender does not import: move them to the vertices."
             )
     if path.suffix.lower() != ".obj":
-        return
+        return []
     used, defined, missing = set(), set(), []
     for line in path.read_text("utf-8", errors="replace").splitlines():
         word, _, rest = line.strip().partition(" ")
@@ -311,9 +320,10 @@ def check_source(path: Path):
             lines = library.read_text("utf-8", errors="replace").splitlines()
             defined |= {line.split(None, 1)[1].strip() for line in lines if line.strip().startswith("newmtl ")}
     lacking = sorted(name for name in used - defined if name not in ("", "None", "(null)"))
-    if lacking:
+    if lacking and not used & defined:
         where = f"{', '.join(missing)} is missing" if missing else "no material library defines it"
         raise ValueError(f"{path.name} uses the material {lacking[0]!r}, but {where}: put it there.")
+    return lacking
 
 
 def find_textures(folder: Path):
@@ -546,7 +556,7 @@ def render_object(
     stretch = [rng.uniform(*STRETCH) if "of" in item else 1.0 for _ in range(3)]
     reset_scene(samples)
     with tempfile.TemporaryDirectory() as folder:
-        load_object(item, folder)
+        undefined = load_object(item, folder)
         normalise(min_thickness, stretch)
         light(hdri, rotation, strength)
         views = {
@@ -566,6 +576,7 @@ def render_object(
         **{name: item[name] for name in ("source", *catalogue.FIELDS, "of") if name in item},
         **({"stretch": stretch} if "of" in item else {}),
         **({"animated": True} if is_animated() else {}),
+        **({"undefined_materials": undefined} if undefined else {}),
         "cameras": {"preset": preset, "inputs": inputs, "targets": targets},
         "light": {"hdri": hdri.name, "rotation": rotation, "strength": strength},
         "blender": bpy.app.version_string,

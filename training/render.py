@@ -196,21 +196,25 @@ def objaverse_items(given: str) -> list[dict]:
 
 
 def write_manifest(output: Path):
-    """Writes `manifest.jsonl`: each object's record, its shard and the shard's hash."""
-    digests, lines, animated = {}, [], []
+    """Writes `manifest.jsonl`: each object's record, its shard and the shard's hash. Names objects to look at."""
+    digests, lines = {}, []
+    notes = {
+        "animated": "are animated, of which one frame is shown",
+        "undefined_materials": "use materials that they do not define, which are plain",
+    }
+    noted = {note: [] for note in notes}
     for entry in index_shards(output, needed=False):
         shard = entry["shard"]
         if shard not in digests:
             digests[shard] = hashlib.sha256(shard.read_bytes()).hexdigest()
         record = json.loads(read_member(entry, "json"))
         lines.append(json.dumps({**record, "shard": shard.name, "sha256": digests[shard]}))
-        animated += [record["object"]] if record.get("animated") else []
+        for note in notes.keys() & record.keys():
+            noted[note].append(record["object"])
     write_file(output / "manifest.jsonl", "".join(f"{line}\n" for line in lines).encode())
-    if animated:
-        print(
-            f"{len(animated)} objects are animated, of which one frame is shown: {', '.join(animated[:5])}",
-            file=sys.stderr,
-        )
+    for note, objects in noted.items():
+        if objects:
+            print(f"{len(objects)} objects {notes[note]}: {', '.join(objects[:5])}", file=sys.stderr)
 
 
 def run_here(jobs: list[tuple], workers: int) -> Iterator[tuple]:
