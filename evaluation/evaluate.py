@@ -16,10 +16,11 @@ the tile predicted in one step from t = 999. A ControlNet has a row of its own, 
 normals. `--normals` names a ControlNet that makes normals of views, of which `zero123plus.mattes` makes mattes: a row
 has the mask IoU of the mattes of the true views. `--student` names a LoRA that needs few steps (`training.student`),
 which is compared with the checkpoint: "denoising" is the processor time of the UNet in seconds a tile, "diversity" the
-root mean square of what two seeds differ by. `--save-tiles` generates alone, on a machine with a GPU and without
-the packages that score, and `--predictions` scores these tiles elsewhere. The standard error of the mean over objects
-is behind each mean. Writes `results.json` (with the scores of each object), `results.md` and `views.webp` (rows of
-input, generated and true views). `--check` exits with 1 where a bar of `evaluation.bars` is missed; without
+root mean square of what two seeds differ by, and `student.webp` has six objects in three rows each: the checkpoint's
+views, its student's, and its student's in one step. `--save-tiles` generates alone, on a machine with a GPU and
+without the packages that score, and `--predictions` scores these tiles elsewhere. The standard error of the mean over
+objects is behind each mean. Writes `results.json` (with the scores of each object), `results.md` and `views.webp`
+(rows of input, generated and true views). `--check` exits with 1 where a bar of `evaluation.bars` is missed; without
 `--checkpoint` it measures the ControlNets of this repository too.
 """
 
@@ -504,9 +505,16 @@ def main(argv: list[str] | None = None):
         for group, table in results.items()
     }
     write_file(o.output / "results.json", (json.dumps(record, indent=2) + "\n").encode())
-    picture = io.BytesIO()
-    draw(inputs, tiles[first][0], truths).save(picture, "WEBP", quality=90)
-    write_file(o.output / "views.webp", picture.getvalue())
+    pictures = {"views.webp": draw(inputs, tiles[first][0], truths)}
+    if o.student:
+        compared = (bars.OURS, bars.STUDENT, bars.STUDENT_STEP)
+        few = range(0, len(everything), -(-len(everything) // 6))
+        shown = np.stack([tiles[name][0, i] for i in few for name in compared])
+        pictures["student.webp"] = draw(np.repeat(inputs[few], 3, 0), shown, np.repeat(truths[few], 3, 0))
+    for name, picture in pictures.items():
+        file = io.BytesIO()
+        picture.save(file, "WEBP", quality=90)
+        write_file(o.output / name, file.getvalue())
     if o.check and not passed:
         raise SystemExit(1)
 
