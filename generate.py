@@ -1,6 +1,6 @@
 """Six views of the object in each picture, from the command line.
 
-    python generate.py examples/images/duck.png -o out
+    python generate.py examples/images/cactus.png -o out
     python generate.py photos 'more/*.jpg' -o out --batch-size 8 --resume
     python generate.py s3://bucket/photos -o s3://bucket/views --ray auto
 

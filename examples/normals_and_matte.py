@@ -1,7 +1,7 @@
 """Normals and alpha mattes of generated views: a ControlNet makes normals of the tile, their length tells the object.
 
     pip install pymatting
-    python -m examples.normals_and_matte examples/images/duck.png -o out/duck
+    python -m examples.normals_and_matte examples/images/cactus.png -o out/cactus
 
 Writes `tile.png`, `normals.png`, `matte.png` and six RGBA pictures `view_0.png` to `view_5.png`. With `--tile` the
 views are not generated but given; where that tile is transparent, the matte is scored against it. For the public

@@ -98,7 +98,7 @@ def fetch(url):
 
 
 def test_upload_to_result(browser, tmp_path):
-    upload(browser, ROOT / "examples" / "images" / "duck.png")
+    upload(browser, ROOT / "examples" / "images" / "cactus.png")
     set_steps(browser, 3)
     browser.find_element(By.ID, "generate").click()
     forming = wait(browser, lambda: sources(browser, "#tile"))  # before there is any result
@@ -133,7 +133,7 @@ def colours_of(png):
 def test_enlarged_views(browser, monkeypatch):
     """The network's place is taken by interpolation, because it needs minutes; tests/test_upscale.py runs it."""
     monkeypatch.setattr(Upscaler, "run", lambda self, pixels: pixels.repeat(4, 1).repeat(4, 2))
-    upload(browser, ROOT / "examples" / "images" / "duck.png")
+    upload(browser, ROOT / "examples" / "images" / "cactus.png")
     set_steps(browser, 1)
     browser.find_element(By.CSS_SELECTOR, "#upscale input").click()
     browser.find_element(By.ID, "generate").click()
@@ -171,7 +171,7 @@ def test_call_from_another_program(address, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("part", (0, 0.5), ids=("nothing", "half"))
 def test_a_damaged_file_is_refused_at_upload(browser, tmp_path, capsys, part):
-    picture = (ROOT / "examples" / "images" / "duck.png").read_bytes()
+    picture = (ROOT / "examples" / "images" / "cactus.png").read_bytes()
     (tmp_path / "broken.png").write_bytes(picture[: int(part * len(picture))] or b"this is no picture")
     wait(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#picture input[type=file]")).send_keys(
         str(tmp_path / "broken.png")
@@ -194,7 +194,7 @@ def test_what_the_model_sees_of_a_photograph(browser, tmp_path):
 
 def test_buttons_while_it_runs(browser):
     """Generate is off and Stop is on, a bar says how far it is, and there is nothing to download until the end."""
-    upload(browser, ROOT / "examples" / "images" / "duck.png")
+    upload(browser, ROOT / "examples" / "images" / "cactus.png")
     browser.find_element(By.ID, "dice").click()
     box = browser.find_element(By.CSS_SELECTOR, "#seed input, #seed textarea")
     wait(browser, lambda: int(box.get_attribute("value")) > 0)
@@ -218,7 +218,7 @@ def test_buttons_while_it_runs(browser):
 
 def test_a_phone_reaches_the_results(browser):
     browser.set_window_size(390, 800)
-    upload(browser, ROOT / "examples" / "images" / "duck.png")
+    upload(browser, ROOT / "examples" / "images" / "cactus.png")
     set_steps(browser, 1)
     browser.execute_script(
         "document.getElementById('generate').scrollIntoView(); arguments[0].click()",
@@ -229,7 +229,7 @@ def test_a_phone_reaches_the_results(browser):
 
 
 def test_all_six_views_are_seen(browser):
-    upload(browser, ROOT / "examples" / "images" / "duck.png")
+    upload(browser, ROOT / "examples" / "images" / "cactus.png")
     set_steps(browser, 1)
     browser.find_element(By.ID, "generate").click()
     wait(browser, lambda: len(sources(browser, "#views")) >= 6)
@@ -246,7 +246,7 @@ def test_no_picture_is_a_message(browser):
 
 
 def test_an_empty_seed_is_a_message(browser):
-    upload(browser, ROOT / "examples" / "images" / "duck.png")
+    upload(browser, ROOT / "examples" / "images" / "cactus.png")
     box = browser.find_element(By.CSS_SELECTOR, "#seed input, #seed textarea")
     box.send_keys(Keys.CONTROL, "a")
     box.send_keys(Keys.DELETE, Keys.TAB)
