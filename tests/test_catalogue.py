@@ -1,15 +1,21 @@
 """Objects with names and licences, and which of them are held out."""
 
+import io
 import json
 import zipfile
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from evaluation import split
 from training import catalogue
+from training.shards import index_shards, read_object
 
 HEAD = "# a catalogue\nlicense=CC0\n"
 OBJ = "mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nusemtl red\nf 1 3 2\nf 1 2 4\nf 2 3 4\nf 1 4 3\n"
+TEXTURED = "mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nvt 0 0\nvt 1 0\nvt 0 1\nusemtl red\n"
+TEXTURED += "f 1/1 3/2 2/3\nf 1/1 2/2 4/3\nf 2/1 3/2 4/3\nf 1/1 4/2 3/3\n"
 
 
 def entry(number, name, category="Office", **more):
@@ -111,10 +117,47 @@ def test_an_archive_is_rendered_without_what_is_held_out(tmp_path):
     write_archive(tmp_path / "shop.sh3f", properties, ("Chair", "Bed", "Lamp"))
     record = {"object": "other", "name": "Bed", "whole_name": True}
     (tmp_path / "out.jsonl").write_text(f"Shop_Lamp3\n{json.dumps(record)}\n")
-    command = ["--objects", tmp_path / "shop.sh3f", "--without", tmp_path / "out.jsonl", "--stretched", 1]
+    command = ["--objects", tmp_path / "shop.sh3f", "--without", tmp_path / "out.jsonl", "--variants", 1]
     command += ["--output", tmp_path / "data", "--size", 24, "--samples", 1, "--workers", 1]
     render.main([str(part) for part in command])
     manifest = [json.loads(line) for line in (tmp_path / "data" / "manifest.jsonl").read_text().splitlines()]
     assert [record["object"] for record in manifest] == ["Shop_Chair1", "Shop_Chair1_v1"]
     assert {record["licence"] for record in manifest} == {"CC0"} and manifest[1]["of"] == "Shop_Chair1"
     assert all(0.7 <= factor <= 1.4 for factor in manifest[1]["stretch"]) and "stretch" not in manifest[0]
+
+
+def picture(colour):
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.slow
+def test_a_variant_has_the_textures_of_another_object_of_its_category(tmp_path):
+    """A red chair and a green one exchange theirs; what is held out and a bed, which are blue, give none."""
+    pytest.importorskip("bpy", reason="bpy is built for Python 3.11 only")
+    from training import render
+
+    colours = {"Chair": (255, 0, 0), "Stool": (0, 255, 0), "Held": (0, 0, 255), "Bed": (0, 0, 255)}
+    categories = {"Bed": "Bedroom"}
+    properties = "".join(entry(i, name, categories.get(name, "Office")) for i, name in enumerate(colours, 1))
+    files = {}
+    for name, colour in colours.items():
+        files[f"shop__{name}__a.png"] = picture(colour)
+        files[f"shop__{name}__a.mtl"] = "newmtl red\nKd 1 1 1\nmap_Kd a.png\n"
+        files[f"shop__{name}__a.obj"] = TEXTURED
+    write_archive(tmp_path / "shop.sh3f", properties, (), **files)
+    (tmp_path / "out.txt").write_text("Shop_Held3\n")
+    command = ["--objects", tmp_path / "shop.sh3f", "--without", tmp_path / "out.txt", "--variants", 3]
+    command += ["--output", tmp_path / "data", "--size", 24, "--samples", 1, "--workers", 1]
+    render.main([str(part) for part in command])
+    seen, lent = {}, {}
+    for sample in map(read_object, index_shards(tmp_path / "data")):
+        view = sample["targets"].reshape(-1, 4).astype(float)
+        seen[sample["name"]] = int(np.argmax(view[view[:, 3] > 200, :3].mean(0)))
+    for record in map(json.loads, (tmp_path / "data" / "manifest.jsonl").read_text().splitlines()):
+        lent[record["object"]] = record.get("textures")
+    assert [seen[name] for name in ("Shop_Chair1", "Shop_Stool2", "Shop_Bed4")] == [0, 1, 2]
+    assert [seen[f"Shop_Chair1_v{i}"] for i in (1, 2, 3)] == [1, 1, 1]
+    assert lent["Shop_Stool2_v1"] == "Shop_Chair1" and seen["Shop_Stool2_v1"] == 0
+    assert lent["Shop_Bed4_v1"] is None and seen["Shop_Bed4_v1"] == 2

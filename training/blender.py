@@ -27,6 +27,7 @@ INPUT_ELEVATIONS = (-10.0, 40.0)
 INPUT_FOVS = (25.0, 45.0)
 INPUT_MARGINS = (1.0, 1.2)  # of the distance at which the sphere just fills the view
 STRETCH = (0.7, 1.4)  # of a variant, along each axis
+TEXTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tga"}  # of archives
 MIN_COVER = 0.01  # of some target view
 UP_SUFFIXES = (".obj", ".ply", ".stl")  # of files that do not say which axis is up
 DEPTH_UNITS = 16384
@@ -267,6 +268,8 @@ def load_object(item: dict, folder: str | None = None) -> list[str]:
         if "rotation" in item:
             turn(item["rotation"])
         find_textures(path.parent)
+        if "textures" in item:
+            exchange_textures(item["textures"], random.Random(item["id"]), os.path.join(folder, "textures"))
         check_import()
         show_vertex_colours()
         cull_backfaces()
@@ -340,6 +343,25 @@ def find_textures(folder: Path):
                 image.filepath = str(path)
                 image.reload()
                 break
+
+
+def exchange_textures(other: dict, rng: random.Random, folder: str):
+    """Gives what has a texture for its colour one of another object's, if that has any.
+
+    Args:
+        other: of an archive.
+        rng: that chooses from its textures.
+        folder: to extract them into.
+    """
+    beside = catalogue.extract(other, folder).parent
+    paths = sorted(path for path in beside.iterdir() if path.suffix.lower() in TEXTURES)
+    for _, node in material_nodes():
+        if (
+            paths
+            and node.type == "TEX_IMAGE"
+            and any(link.to_socket.name == "Base Color" for link in node.outputs[0].links)
+        ):
+            node.image = bpy.data.images.load(str(rng.choice(paths)))
 
 
 def material_nodes() -> Iterator[tuple[str, bpy.types.Node]]:
@@ -575,6 +597,7 @@ def render_object(
         "object": item["id"],
         **{name: item[name] for name in ("source", *catalogue.FIELDS, "of") if name in item},
         **({"stretch": stretch} if "of" in item else {}),
+        **({"textures": item["textures"]["id"]} if "textures" in item else {}),
         **({"animated": True} if is_animated() else {}),
         **({"undefined_materials": undefined} if undefined else {}),
         "cameras": {"preset": preset, "inputs": inputs, "targets": targets},

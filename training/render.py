@@ -28,6 +28,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
 import re
 import sys
 from collections import Counter
@@ -156,11 +157,22 @@ def file_items(path: Path) -> list[dict]:
     ]
 
 
-def stretched(items: list[dict], count: int) -> list[dict]:
-    """The objects and, of each, `count` shapes that are stretched along the three axes, as ID_v1, ID_v2, ..."""
-    return items + [
-        {**item, "id": f"{item['id']}_v{number}", "of": item["id"]} for number in range(1, count + 1) for item in items
-    ]
+def add_variants(items: list[dict], count: int) -> list[dict]:
+    """The objects and, of each, `count` variants, as ID_v1, ID_v2, ...: stretched along the three axes and, where they
+    are of an archive, with the textures of another object of their category, which follows from the id.
+    """
+    categories = {}
+    for item in items if count else ():
+        if "member" in item:
+            categories.setdefault(item["category"], []).append(item)
+    found = list(items)
+    for item, i in itertools.product(items, range(1, count + 1)):
+        variant = {**item, "id": f"{item['id']}_v{i}", "of": item["id"]}
+        others = [other for other in categories.get(item.get("category"), []) if other["id"] != item["id"]]
+        if others:
+            variant["textures"] = random.Random(variant["id"]).choice(others)
+        found.append(variant)
+    return found
 
 
 def objaverse_items(given: str) -> list[dict]:
@@ -351,7 +363,7 @@ def main(argv: list[str] | None = None):
     add("--samples", type=count, default=8, help="Cycles samples a pixel")
     add("--seed", type=number(int, 0), default=0, help="of cameras and lighting")
     add("--shard-size", type=count, default=20, help="objects a shard")
-    add("--stretched", type=number(int, 0), default=0, help="with --objects, shapes of each stretched at random")
+    add("--variants", type=number(int, 0), default=0, help="with --objects, of each: stretched, with other textures")
     add("--up", choices=("y", "z"), default="y", help="axis that is up in .obj, .ply and .stl, which do not say it")
     add("--min-thickness", type=share, default=0, help="leave out what is flatter: shortest edge over longest")
     add("--min-cover", type=share, default=0, help="leave out what covers less of some target view")
@@ -364,17 +376,17 @@ def main(argv: list[str] | None = None):
     hdri_paths(o.hdris)
     if o.objects:
         items = [{**item, "up": o.up} for path in o.objects for item in file_items(path)]
-        items = stretched(items, o.stretched)
     elif o.objaverse:
         items = objaverse_items(o.objaverse)
     else:
         items = toy_items(o.toys, o.first_seed, o.names)
+    if o.without:
+        ids, names = catalogue.read_list(o.without)
+        items = [item for item in items if item["id"] not in ids and item.get("name") not in names]
+    items = add_variants(items, o.variants)
     if o.only:
         ids, _ = catalogue.read_list(o.only)
         items = [item for item in items if item["id"] in ids]
-    if o.without:
-        ids, names = catalogue.read_list(o.without)
-        items = [item for item in items if not ids & {item["id"], item.get("of")} and item.get("name") not in names]
     input_size = o.input_size or o.size
     entries = index_shards(o.output, needed=False)
     check_output(o.output, entries, o.size, input_size, o.cameras)
