@@ -139,5 +139,6 @@ def report(results: dict, bars=BARS) -> tuple[list[str], bool]:
         passed &= met
         verdict = "- | not measured" if value is None else f"{value:.3f} | {'yes' if met else 'NO'}"
         lines.append(f"| {bar.group} | {name} | {bar.require(table)} | {verdict} | {bar.reason} |")
-    lines += [f"| - | {count} bars of {system} | - | - | not measured | - |" for system, count in missing.items()]
+    for system, count in missing.items():
+        lines.append(f"| - | bars of {system}, {count} in all | - | - | not measured | - |")
     return lines, passed
