@@ -181,6 +181,12 @@ def test_ray_renders_what_one_machine_renders(ray_cluster, meshes, rendered, tmp
     assert "broken_glb" in (tmp_path / "data" / "failures.jsonl").read_text()
 
 
+def test_variants_of_toys_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        render.main(["--toys", "1", "--variants", "1", "--output", str(tmp_path / "data"), "--dry-run"])
+    assert "`--variants` are of files" in capsys.readouterr().err
+
+
 def test_a_time_limit_and_a_dry_run(meshes, tmp_path, capsys):
     render.main(arguments(tmp_path / "data", "--objects", meshes, "--dry-run"))
     assert "3 of 3 objects in 1 shards" in capsys.readouterr().out and not (tmp_path / "data").exists()

@@ -355,12 +355,9 @@ def exchange_textures(other: dict, rng: random.Random, folder: str):
     """
     beside = catalogue.extract(other, folder).parent
     paths = sorted(path for path in beside.iterdir() if path.suffix.lower() in TEXTURES)
-    for _, node in material_nodes():
-        if (
-            paths
-            and node.type == "TEX_IMAGE"
-            and any(link.to_socket.name == "Base Color" for link in node.outputs[0].links)
-        ):
+    for _, node in material_nodes() if paths else ():
+        sockets = [link.to_socket.name for output in node.outputs for link in output.links]
+        if node.type == "TEX_IMAGE" and "Base Color" in sockets:
             node.image = bpy.data.images.load(str(rng.choice(paths)))
 
 

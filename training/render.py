@@ -363,7 +363,7 @@ def main(argv: list[str] | None = None):
     add("--samples", type=count, default=8, help="Cycles samples a pixel")
     add("--seed", type=number(int, 0), default=0, help="of cameras and lighting")
     add("--shard-size", type=count, default=20, help="objects a shard")
-    add("--variants", type=number(int, 0), default=0, help="with --objects, of each: stretched, with other textures")
+    add("--variants", type=number(int, 0), default=0, help="of each file: stretched, with other textures")
     add("--up", choices=("y", "z"), default="y", help="axis that is up in .obj, .ply and .stl, which do not say it")
     add("--min-thickness", type=share, default=0, help="leave out what is flatter: shortest edge over longest")
     add("--min-cover", type=share, default=0, help="leave out what covers less of some target view")
@@ -374,6 +374,8 @@ def main(argv: list[str] | None = None):
     add("--dry-run", action="store_true", help="say what would be rendered, and stop")
     o = parser.parse_args(argv)
     hdri_paths(o.hdris)
+    if o.variants and not (o.objects or o.objaverse):
+        parser.error("`--variants` are of files, and toys have seeds: give --objects or --objaverse, or more --toys.")
     if o.objects:
         items = [{**item, "up": o.up} for path in o.objects for item in file_items(path)]
     elif o.objaverse:
