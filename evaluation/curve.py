@@ -64,9 +64,14 @@ def result_lines(results: Path, tiles: int) -> list[dict]:
     Args:
         results: `results.json` of `evaluation.evaluate`.
         tiles: that the checkpoint has seen.
+
+    Raises:
+        ValueError: if they are of no checkpoint.
     """
     lines = []
     for group, table in json.loads(results.read_text()).items():
+        if OURS not in table:
+            raise ValueError(f"`--results` {results} scores {next(iter(table))}, not a checkpoint.")
         measures = {name: round(table[OURS][name], 4) for name in MEASURES if name in table[OURS]}
         bars = [bar for bar in BARS if (bar.group, bar.system) == (group, OURS) and bar.measure in measures]
         bounds = {bar.measure: bar.bounds(table) for bar in bars}

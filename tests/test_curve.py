@@ -41,6 +41,12 @@ def test_measures_come_with_their_bars(results):
     assert curve.result_lines(results, 7) == [line]
 
 
+def test_results_of_no_checkpoint_are_refused(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps({bars.NEW: {"predictions": {"tile PSNR": 17.0}}}))
+    with pytest.raises(ValueError, match="scores predictions, not a checkpoint"):
+        curve.result_lines(tmp_path / "results.json", 7)
+
+
 def test_groups_have_lines_of_their_own(results):
     """Neither replaces the other, and each is replaced by what is measured anew."""
     line = curve.result_lines(results, 7)[0]

@@ -952,6 +952,12 @@ def test_a_mean_of_other_latents_is_refused(pipe, tmp_path):
         publish.main([*arguments, "--output", str(tmp_path / "mean")])
 
 
+def test_a_mean_of_controlnets_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        publish.main(["--controlnet", str(tmp_path), "--average", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert "`--average` is of pipelines" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_published_controlnet(pipe, tmp_path):
     pipe.add_controlnet().save_pretrained(tmp_path / "trained")
     (tmp_path / "trained" / loading.RUN_FILE).write_text('{"cameras": "v1.1", "checkpoint": "/somewhere"}')

@@ -140,7 +140,10 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--share", type=share, default=0.5, help="of --average in the mean")
     parser.add_argument("--output", type=Path, default=ROOT, help="default: the root of this repository")
     add_cameras_option(parser.add_argument)
-    publish(**vars(parser.parse_args(argv)))
+    o = parser.parse_args(argv)
+    if o.controlnet and o.other:
+        parser.error("`--average` is of pipelines, and `--controlnet` is published as it is: leave one of them out.")
+    publish(**vars(o))
 
 
 if __name__ == "__main__":

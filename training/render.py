@@ -160,6 +160,10 @@ def file_items(path: Path) -> list[dict]:
 def add_variants(items: list[dict], count: int) -> list[dict]:
     """The objects and, of each, `count` variants, as ID_v1, ID_v2, ...: stretched along the three axes and, where they
     are of an archive, with the textures of another object of their category, which follows from the id.
+
+    Args:
+        items: the objects; none of them is held out, because they lend their textures.
+        count: of variants of each.
     """
     categories = {}
     for item in items if count else ():
