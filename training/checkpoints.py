@@ -133,6 +133,9 @@ def write_weights(weights: dict[str, torch.Tensor], folder: Path, pipe: Zero123P
             if name.startswith(("view_", "default_"))  # cameras, steps and guidance scale
         }
         ramp = weights["ramp"].tolist()
+        backend = pipe.tokenizer.backend_tokenizer  # which keeps, and would save, what the last call asked for
+        backend.no_truncation()
+        backend.no_padding()
         Zero123PlusPipeline(**{**pipe.components, **parts}, **options, ramping_coefficients=ramp).save_pretrained(
             folder
         )
