@@ -119,6 +119,28 @@ def test_a_student_brings_its_steps_and_is_not_guided(arguments, tmp_path, run, 
         assert passes == [2, 1, 1]  # the references of both steps, and two steps
 
 
+def test_a_dry_run_counts_all_steps_and_the_teachers_path(arguments, capsys):
+    """An unguided step of the teacher is a guided one less a pass of the tile, and the graphs of all steps of the
+    student are held at once.
+    """
+
+    def count(*more):
+        train.main(arguments("run", 1, "--dry-run", *more))
+        compute, memory = capsys.readouterr().out.splitlines()[-2:]
+        return float(compute.split()[1]), float(memory.split("about ")[1].split()[0])
+
+    (one, _), (two, held), (unguided, _) = (
+        count("--teacher-steps", "1"),
+        count("--teacher-steps", "2"),
+        count("--teacher-steps", "2", "--teacher-guidance", "1"),
+    )
+    four_steps, held_of_four = count("--teacher-steps", "2", "--student-steps", "4")
+    teacher, student = two - one, (four_steps - two) / 2
+    assert one - teacher == pytest.approx(2 * student, rel=0.01)
+    assert 0 < (two - unguided) / 2 < teacher / 2
+    assert held_of_four == pytest.approx(2 * held, rel=0.01)
+
+
 def test_a_teacher_may_be_unguided(arguments, tmp_path):
     """0 is a guidance scale, and not the want of one."""
     train.main(arguments("run", 1, "--teacher-guidance", "0"))

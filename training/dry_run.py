@@ -9,7 +9,9 @@ from .loss import Denoiser
 
 
 @torch.no_grad()
-def describe(pipe, model: Denoiser, parameters: list, o, precision: str, tile: torch.Size) -> str:
+def describe(
+    pipe, model: Denoiser, parameters: list, o, precision: str, tile: torch.Size, student: dict[str, float]
+) -> str:
     """Describes what a run would train: parameters, FLOPs a step and memory, counted on tensors without data.
 
     Args:
@@ -19,6 +21,7 @@ def describe(pipe, model: Denoiser, parameters: list, o, precision: str, tile: t
         o: the run's [`train.Options`].
         precision: of accelerate, such as "bf16".
         tile: shape of a tile, (3, H, W).
+        student: its number of steps and its teacher's, and the teacher's guidance scale; empty for other phases.
     """
     factor, channels = pipe.vae_scale_factor, pipe.unet.config.in_channels
     crop = pipe.feature_extractor_vae.crop_size
@@ -38,6 +41,12 @@ def describe(pipe, model: Denoiser, parameters: list, o, precision: str, tile: t
             (n, 3, *tile[-2:]),
         )
     ]
+    counts = []  # FLOPs after the UNet's pass of the reference, and after that of the tile
+    with FlopCounterMode(display=False) as flops:
+        hook = twin.unet.register_forward_hook(lambda *_: counts.append(flops.get_total_flops()))
+        twin(*arguments)
+    hook.remove()
+    reference, forward = counts
     saved = {}  # by storage; kept alive, so that none is used twice
 
     def keep(tensor):
@@ -47,18 +56,25 @@ def describe(pipe, model: Denoiser, parameters: list, o, precision: str, tile: t
     with torch.enable_grad(), FlopCounterMode(display=False) as flops:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             twin(*arguments).sum().backward()
+    steps, compute, frozen = 1, flops.get_total_flops(), 0
+    if student:  # which holds the graphs of all its steps, and a copy of its teacher
+        steps, guided = student["num_inference_steps"], student["teacher_guidance"] > 1
+        # The negative side's reference is one for a whole batch, and is left out
+        compute = steps * compute + student["teacher_steps"] * (forward + guided * (forward - reference))
+        frozen = sum(p.numel() for part in (pipe.unet, pipe.vision_encoder) for p in part.parameters())
     weights = {parameter.untyped_storage()._cdata for parameter in twin.parameters()}
     activations = sum(t.numel() * t.element_size() for key, t in saved.items() if key not in weights)
     trained, total = sum(p.numel() for p in parameters), sum(p.numel() for p in model.parameters())
     half = 1 if precision == "no" else 0.5
-    fixed = 4 * total + (4 + 4 + (2 if o.optimizer == "adamw-8bit" else 4 if o.optimizer == "muon" else 8)) * trained
+    moments = {"adamw-8bit": 2, "muon": 4}.get(o.optimizer, 8)  # bytes a parameter
+    fixed = 4 * (total + half * frozen) + (4 + 4 + moments) * trained
     return "\n".join(
         (
             f"trains        {trained:,} of {total:,} parameters ({o.train}"
             + (f", LoRA of rank {o.lora_rank})" if o.lora_rank else ")"),
             f"steps         {o.steps:,} of {o.batch_size} tiles, {o.micro_batch_size} at a time",
-            f"compute       {flops.get_total_flops() / n * o.batch_size / 1e12:.4g} TFLOP a step",
+            f"compute       {compute / n * o.batch_size / 1e12:.4g} TFLOP a step",
             f"memory        {fixed / 2**30:.3g} GiB of weights, gradients, EMA and optimizer, and about"
-            f" {half * activations / 2**30:.3g} GiB of activations without checkpointing, per process",
+            f" {half * steps * activations / 2**30:.3g} GiB of activations without checkpointing, per process",
         )
     )

@@ -425,7 +425,7 @@ def train(o: Options):
     model = build_model(o, pipe)
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if o.dry_run:
-        accelerator.print(describe(pipe, model, list(named.values()), o, accelerator.mixed_precision, size))
+        accelerator.print(describe(pipe, model, list(named.values()), o, accelerator.mixed_precision, size, student))
         return
     record = {"checkpoint": absolute(o.checkpoint), "train": o.train, "lora_rank": o.lora_rank, "condition": condition}
     record |= {"optimizer": o.optimizer, "cameras": dataset.preset or o.cameras, "seed": o.seed, **student}
