@@ -21,7 +21,8 @@ def describe(
         o: the run's [`train.Options`].
         precision: of accelerate, such as "bf16".
         tile: shape of a tile, (3, H, W).
-        student: its number of steps and its teacher's, and the teacher's guidance scale; empty for other phases.
+        student: `num_inference_steps` of a student, and `teacher_steps` and `teacher_guidance` of the path whose end
+            it learns; empty for other phases.
     """
     factor, channels = pipe.vae_scale_factor, pipe.unet.config.in_channels
     crop = pipe.feature_extractor_vae.crop_size
@@ -56,18 +57,18 @@ def describe(
     with torch.enable_grad(), FlopCounterMode(display=False) as flops:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             twin(*arguments).sum().backward()
-    steps, compute, frozen = 1, flops.get_total_flops(), 0
+    trained, total = sum(p.numel() for p in parameters), sum(p.numel() for p in model.parameters())
+    steps, compute, teacher = 1, flops.get_total_flops(), 0
     if student:  # which holds the graphs of all its steps, and a copy of its teacher
         steps, guided = student["num_inference_steps"], student["teacher_guidance"] > 1
         # The negative side's reference is one for a whole batch, and is left out
         compute = steps * compute + student["teacher_steps"] * (forward + guided * (forward - reference))
-        frozen = sum(p.numel() for part in (pipe.unet, pipe.vision_encoder) for p in part.parameters())
+        teacher = total - trained if o.lora_rank else total
     weights = {parameter.untyped_storage()._cdata for parameter in twin.parameters()}
     activations = sum(t.numel() * t.element_size() for key, t in saved.items() if key not in weights)
-    trained, total = sum(p.numel() for p in parameters), sum(p.numel() for p in model.parameters())
     half = 1 if precision == "no" else 0.5
     moments = {"adamw-8bit": 2, "muon": 4}.get(o.optimizer, 8)  # bytes a parameter
-    fixed = 4 * (total + half * frozen) + (4 + 4 + moments) * trained
+    fixed = 4 * (total + half * teacher) + (4 + 4 + moments) * trained
     return "\n".join(
         (
             f"trains        {trained:,} of {total:,} parameters ({o.train}"
