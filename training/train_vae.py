@@ -5,8 +5,9 @@
 Full-size training uses the VAE of Stable Diffusion instead. The encoder is a principal component analysis
 (`initialise_encoder`). `OUTPUT/checkpoint-0` holds it within a minute, and it does not change any more, so that the
 UNet can be trained at the same time as the decoder. The decoder learns from latents with random noise of up to
-`MAX_NOISE` of each component's deviation, so that the UNet's imperfect latents still become clean pictures. Run, log,
-schedule and launch are those of `training.train`; a checkpoint is a folder that `AutoencoderKL.from_pretrained` loads.
+`MAX_NOISE` of each component's deviation, so that the UNet's imperfect latents still become clean pictures.
+`--perceptual` adds LPIPS to its loss, for sharp pictures on clean backgrounds. Run, log, schedule and launch are those
+of `training.train`; a checkpoint is a folder that `AutoencoderKL.from_pretrained` loads.
 The run ends with an error if the reconstructions have less than 0.9 of the true saturation.
 """
 
@@ -23,13 +24,14 @@ from diffusers import AutoencoderKL
 from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
-from pipeline import LATENT_SCALE, LATENT_SHIFT, scale_image
+from pipeline import LATENT_SCALE, LATENT_SHIFT, scale_image, unscale_image
 from zero123plus.loading import find
 from zero123plus.options import Parser, command, count, number
 
 from .checkpoints import Run, with_weights
 from .data import Stream, ViewDataset
 from .optimizers import build_schedule
+from .perceptual import PerceptualLoss
 
 CONFIG = {
     "block_out_channels": (16, 32, 64, 128, 128),
@@ -80,8 +82,9 @@ def principal_components(blocks: torch.Tensor, weight: torch.Tensor, count: int)
     """Finds the `count` leading directions, shape (count, D), of `blocks` (B, D, h, w), weighted by `weight`
     (B, 1, h, w). They are taken about zero rather than about the mean: zero is the background, which then stays zero.
     """
-    rows = (blocks * weight.sqrt()).transpose(0, 1).flatten(1)
-    return torch.linalg.eigh(rows @ rows.T).eigenvectors.flip(1).T[:count]
+    rows = (blocks * weight.sqrt()).transpose(0, 1).flatten(1).double()
+    # Of a matrix of low rank in float32 MKL finds no eigenvectors on some processors
+    return torch.linalg.eigh(rows @ rows.T).eigenvectors.flip(1).T[:count].float()
 
 
 @torch.no_grad()
@@ -202,6 +205,7 @@ def train_decoder(
     learning_rate: float = 2e-3,
     mixed_precision: str | None = None,
     max_noise: float = MAX_NOISE,
+    perceptual: float = 0.0,
 ) -> dict:
     """Trains a decoder, and returns what [`reconstruction_quality`] measures at the end. See the options for the
     arguments.
@@ -227,6 +231,7 @@ def train_decoder(
     optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=learning_rate, betas=(0.9, 0.99))
     schedule = build_schedule("timed", optimizer, 100, 1, 1, partial(run.time_left, minutes))
     vae.to(accelerator.device)
+    distance = PerceptualLoss().to(accelerator.device, memory_format=torch.channels_last) if perceptual else None
     model, optimizer = accelerator.prepare(Decoder(vae), optimizer)
     parameters = list(vae.decoder.parameters())
     ema = EMAModel(parameters, decay=EMA_DECAY)
@@ -248,7 +253,11 @@ def train_decoder(
         pixels = scale_image(batch["pixels"])
         with torch.no_grad(), accelerator.autocast():
             latents = noisy_latents(vae.encode(pixels).latent_dist, max_noise)
-        loss = loss_function(model(latents).float(), pixels, batch["alpha"])
+        reconstruction = model(latents).float()
+        loss = loss_function(reconstruction, pixels, batch["alpha"])
+        if distance:
+            with accelerator.autocast():
+                loss = loss + perceptual * distance(unscale_image(reconstruction), batch["pixels"]).float().mean()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -285,6 +294,7 @@ def main(argv: list[str] | None = None):
     add("--learning-rate", type=number(float, 0), default=2e-3, help="at the start")
     add("--mixed-precision", choices=("no", "bf16"), help="what `accelerate launch` says if missing")
     add("--max-noise", type=number(float, 0), default=MAX_NOISE, help="share of the latents' deviation")
+    add("--perceptual", type=number(float, 0), default=0.0, help="weight of LPIPS (VGG-16) in the loss")
     add("--gate", type=number(float, 0), default=SATURATION_GATE, help="least saturation, relative to the truth's")
     options = vars(parser.parse_args(argv))
     gate = options.pop("gate")
