@@ -976,9 +976,23 @@ def test_a_mean_of_other_latents_is_refused(pipe, tmp_path):
     with torch.no_grad():
         pipe.vae.encoder.conv_in.weight += 1
     pipe.save_pretrained(tmp_path / "other")
+    arguments = ["--checkpoint", str(tmp_path / "one"), "--output", str(tmp_path / "mean")]
     with pytest.raises(SystemExit, match="`--average` has another VAE encoder"):
-        arguments = ["--checkpoint", str(tmp_path / "one"), "--average", str(tmp_path / "other")]
-        publish.main([*arguments, "--output", str(tmp_path / "mean")])
+        publish.main([*arguments, "--average", str(tmp_path / "other")])
+    with pytest.raises(SystemExit, match="`--vae` .*other.vae has another encoder"):
+        publish.main([*arguments, "--vae", str(tmp_path / "other" / "vae")])
+
+
+def test_a_trained_decoder_is_published_with_a_checkpoint(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "one")
+    with torch.no_grad():
+        pipe.vae.decoder.conv_in.weight += 1
+    pipe.vae.save_pretrained(tmp_path / "vae" / "checkpoint-3")
+    arguments = ["--checkpoint", str(tmp_path / "one"), "--vae", str(tmp_path / "vae")]
+    publish.main([*arguments, "--output", str(tmp_path / "new")])
+    published = loading.Checkpoint(tmp_path / "new", "cpu", "float32").load()
+    trained = pipe.vae.decoder.conv_in.weight
+    torch.testing.assert_close(published.vae.decoder.conv_in.weight, trained, rtol=0, atol=2e-3)
 
 
 def test_a_mean_of_controlnets_is_refused(tmp_path, capsys):

@@ -1,7 +1,7 @@
 """Puts what was trained into the root of this repository, in half precision and in shards that git can hold.
 
 python -m training.publish --checkpoint out/scratch
-python -m training.publish --checkpoint out/scratch --average . --share 0.4
+python -m training.publish --checkpoint out/scratch --average . --share 0.4 --vae out/vae
 python -m training.publish --controlnet out/depth
 """
 
@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import ControlNetModel
+from diffusers import AutoencoderKL, ControlNetModel
 
 from pipeline import Zero123PlusPipeline
 from zero123plus.files import put_folder, write_file
@@ -20,6 +20,25 @@ from zero123plus.options import Parser, add_cameras_option, command, share
 from .checkpoints import load_start
 
 MAX_SHARD_SIZE = "16MB"
+
+
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The floating-point tensors of a module by name, which are the module's own."""
+    return {key: value for key, value in module.state_dict().items() if value.is_floating_point()}
+
+
+def same_layers(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two modules have the same tensors but for their values."""
+    return {key: value.shape for key, value in a.items()} == {key: value.shape for key, value in b.items()}
+
+
+def same_latents(a: AutoencoderKL, b: AutoencoderKL) -> bool:
+    """Whether two VAEs encode alike, up to half precision."""
+    ours, theirs = (
+        {key: value for key, value in weights(vae).items() if key.startswith(("encoder.", "quant_conv."))}
+        for vae in (a, b)
+    )
+    return same_layers(ours, theirs) and all(torch.allclose(ours[key], theirs[key], 0.01, 1e-3) for key in ours)
 
 
 def average(pipe: Zero123PlusPipeline, other: Zero123PlusPipeline, share: float):
@@ -35,20 +54,13 @@ def average(pipe: Zero123PlusPipeline, other: Zero123PlusPipeline, share: float)
         ValueError: if the two have other latents or layers.
     """
 
-    def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-        return {key: value for key, value in module.state_dict().items() if value.is_floating_point()}
-
-    def same(a: dict, b: dict) -> bool:
-        return {key: value.shape for key, value in a.items()} == {key: value.shape for key, value in b.items()}
-
-    ours, theirs = weights(pipe.vae.encoder), weights(other.vae.encoder)
-    if not same(ours, theirs) or not all(torch.allclose(ours[key], theirs[key], 0.01, 1e-3) for key in ours):
+    if not same_latents(pipe.vae, other.vae):
         raise ValueError("`--average` has another VAE encoder: average checkpoints of the same latents.")
     for name in ("unet", "vision_encoder"):
         ours, theirs = weights(getattr(pipe, name)), weights(getattr(other, name))
-        if not same(ours, theirs):
+        if not same_layers(ours, theirs):
             raise ValueError(f"`--average` has another {name}: average checkpoints with the same layers.")
-        for key, value in ours.items():  # which are the module's own
+        for key, value in ours.items():
             value.lerp_(theirs[key], share)
     ramps = (torch.tensor(p.config.ramping_coefficients) for p in (pipe, other))
     pipe.register_to_config(ramping_coefficients=torch.lerp(*ramps, share).tolist())
@@ -92,11 +104,13 @@ def publish(
     cameras: str | None,
     other: Path | None,
     share: float,
+    vae: Path | None,
 ):
     """Publishes a pipeline or a ControlNet. For the arguments see the options.
 
     Raises:
-        ValueError: if a folder has a component's name and is none, or `cameras` contradict what is published.
+        ValueError: if a folder has a component's name and is none, `cameras` contradict what is published, or `vae`
+            has other latents.
     """
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output) as folder:
@@ -107,6 +121,11 @@ def publish(
             pipe = load_start(checkpoint, cameras=cameras)  # a LoRA is merged
             if other:
                 average(pipe, load_start(other, cameras=cameras), share)
+            if vae:
+                trained = AutoencoderKL.from_pretrained(find(vae), use_safetensors=True)
+                if not same_latents(trained, pipe.vae):
+                    raise ValueError(f"`--vae` {vae} has another encoder: train it from the VAE of `--checkpoint`.")
+                pipe.vae = trained
             write_pipeline(pipe.to(torch.float16), folder)
         for path in (*folder.glob("model_index.json"), *folder.glob("*/config.json")):
             config = json.loads(path.read_text())
@@ -138,11 +157,13 @@ def main(argv: list[str] | None = None):
         "--average", dest="other", type=Path, help="publish the mean of --checkpoint's weights and this checkpoint's"
     )
     parser.add_argument("--share", type=share, default=0.5, help="of --average in the mean")
+    parser.add_argument("--vae", type=Path, help="its VAE in place of --checkpoint's: a folder, or a run of train_vae")
     parser.add_argument("--output", type=Path, default=ROOT, help="default: the root of this repository")
     add_cameras_option(parser.add_argument)
     o = parser.parse_args(argv)
-    if o.controlnet and o.other:
-        parser.error("`--average` is of pipelines, and `--controlnet` is published as it is: leave one of them out.")
+    if o.controlnet and (o.other or o.vae):
+        name = "--average" if o.other else "--vae"
+        parser.error(f"`{name}` is of pipelines, and `--controlnet` is published as it is: leave one of them out.")
     publish(**vars(o))
 
 
