@@ -995,10 +995,11 @@ def test_a_trained_decoder_is_published_with_a_checkpoint(pipe, tmp_path):
     torch.testing.assert_close(published.vae.decoder.conv_in.weight, trained, rtol=0, atol=2e-3)
 
 
-def test_a_mean_of_controlnets_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize("option", ["--average", "--vae"])
+def test_what_is_of_pipelines_is_refused_with_a_controlnet(option, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        publish.main(["--controlnet", str(tmp_path), "--average", str(tmp_path), "--output", str(tmp_path / "out")])
-    assert "`--average` is of pipelines" in capsys.readouterr().err and not (tmp_path / "out").exists()
+        publish.main(["--controlnet", str(tmp_path), option, str(tmp_path), "--output", str(tmp_path / "out")])
+    assert f"`{option}` is of pipelines" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_published_controlnet(pipe, tmp_path):
