@@ -8,7 +8,7 @@ import torch
 from conftest import assert_differ, assert_same, noise_picture, seeded
 
 from pipeline import preprocess, scale_latents
-from training import train
+from training import publish, train
 from training.data import PictureDataset
 from training.loss import Denoiser
 from training.student import StudentLoss
@@ -117,6 +117,19 @@ def test_a_student_brings_its_steps_and_is_not_guided(arguments, tmp_path, run, 
         pipe.unet.register_forward_pre_hook(lambda module, args, passes=passes: passes.append(len(args[0])))
         pipe(noise_picture(), output_type="latent", callback_on_step_end=lambda *_: {})
         assert passes == [2, 1, 1]  # the references of both steps, and two steps
+
+
+def test_a_student_is_published_in_half_the_size(arguments, tmp_path):
+    train.main(arguments("run", 1, "--cameras", "v1.2"))
+    for _ in range(2):  # the second takes the place of the first
+        publish.main(["--lora", str(tmp_path / "run"), "--output", str(tmp_path / "home")])
+    trained, published = tmp_path / "run" / "checkpoint-1", tmp_path / "home" / "student"
+    record = json.loads((published / loading.RUN_FILE).read_text())
+    assert record == {"num_inference_steps": 2, "guidance_scale": 1.0, "cameras": "v1.2"}
+    before, after = (safetensors.torch.load_file(folder / loading.LORA_FILE) for folder in (trained, published))
+    torch.testing.assert_close(after, {key: value.half() for key, value in before.items()}, rtol=0, atol=0)
+    with pytest.raises(SystemExit, match="`--cameras` is v1.1, but .* was trained for v1.2"):
+        publish.main(["--lora", str(tmp_path / "run"), "--cameras", "v1.1", "--output", str(tmp_path / "other")])
 
 
 def test_a_dry_run_counts_all_steps_and_the_teachers_path(arguments, capsys):

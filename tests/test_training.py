@@ -995,10 +995,11 @@ def test_a_trained_decoder_is_published_with_a_checkpoint(pipe, tmp_path):
     torch.testing.assert_close(published.vae.decoder.conv_in.weight, trained, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("published", ["--controlnet", "--lora"])
 @pytest.mark.parametrize("option", ["--average", "--vae"])
-def test_what_is_of_pipelines_is_refused_with_a_controlnet(option, tmp_path, capsys):
+def test_what_is_of_pipelines_is_refused_with_others(published, option, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        publish.main(["--controlnet", str(tmp_path), option, str(tmp_path), "--output", str(tmp_path / "out")])
+        publish.main([published, str(tmp_path), option, str(tmp_path), "--output", str(tmp_path / "out")])
     assert f"`{option}` is of pipelines" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
@@ -1009,5 +1010,5 @@ def test_published_controlnet(pipe, tmp_path):
     assert [path.name for path in (tmp_path / "repository").iterdir()] == ["controlnet"]
     again = ControlNetModel.from_pretrained(tmp_path / "repository", subfolder="controlnet")
     record = json.loads((tmp_path / "repository" / "controlnet" / loading.RUN_FILE).read_text())
-    assert record == {"condition": None, "cameras": "v1.1"}
+    assert record == {"cameras": "v1.1"}
     torch.testing.assert_close(again.conv_in.weight, pipe.controlnet.conv_in.weight, rtol=1e-3, atol=1e-4)

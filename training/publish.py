@@ -3,18 +3,20 @@
 python -m training.publish --checkpoint out/scratch
 python -m training.publish --checkpoint out/scratch --average . --share 0.4 --vae out/vae
 python -m training.publish --controlnet out/depth
+python -m training.publish --lora out/student
 """
 
 import json
 import tempfile
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, ControlNetModel
 
 from pipeline import Zero123PlusPipeline
 from zero123plus.files import put_folder, write_file
-from zero123plus.loading import ROOT, RUN_FILE, find, run_record
+from zero123plus.loading import LORA_FILE, ROOT, RUN_FILE, STUDENT, find, find_lora, run_record
 from zero123plus.options import Parser, add_cameras_option, command, share
 
 from .checkpoints import load_start
@@ -81,32 +83,46 @@ def write_pipeline(pipe: Zero123PlusPipeline, folder: Path):
     (folder / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
 
 
-def write_controlnet(source: Path, folder: Path, cameras: str | None):
-    """Writes a ControlNet with the record of what it sees and of its cameras, those of the run or `cameras`.
+def write_record(source: Path, folder: Path, names: tuple[str, ...], cameras: str | None):
+    """Writes what a run says of how its weights are used: `names`, and its cameras or `cameras`.
 
     Raises:
-        ValueError: if they differ.
+        ValueError: if these differ.
     """
+    run = run_record(source)
+    if None not in (cameras, run.get("cameras")) and cameras != run["cameras"]:
+        raise ValueError(f"`--cameras` is {cameras}, but {source} was trained for {run['cameras']}.")
+    record = {name: run[name] for name in names if name in run} | {"cameras": cameras or run.get("cameras")}
+    (folder / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def write_controlnet(source: Path, folder: Path, cameras: str | None):
+    """Writes a ControlNet with the record of what it sees and of its cameras."""
     controlnet = ControlNetModel.from_pretrained(source, dtype=torch.float16, use_safetensors=True)
     controlnet.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
-    record = {name: run_record(source).get(name) for name in ("condition", "cameras")}
-    if None not in (cameras, record["cameras"]) and cameras != record["cameras"]:
-        raise ValueError(f"`--cameras` is {cameras}, but {source} was trained for {record['cameras']}.")
-    record["cameras"] = cameras or record["cameras"]
-    (folder / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(source, folder, ("condition",), cameras)
+
+
+def write_lora(source: Path, weight_name: str, folder: Path, cameras: str | None):
+    """Writes a LoRA with the record of its cameras and of a student's steps and guidance scale."""
+    layers = safetensors.torch.load_file(source / weight_name)
+    folder.mkdir()
+    safetensors.torch.save_file({key: value.half() for key, value in layers.items()}, folder / LORA_FILE)
+    write_record(source, folder, ("num_inference_steps", "guidance_scale"), cameras)
 
 
 def publish(
     output: Path,
     checkpoint: Path | None,
     controlnet: Path | None,
-    name: str,
+    lora: Path | None,
+    name: str | None,
     cameras: str | None,
     other: Path | None,
     share: float,
     vae: Path | None,
 ):
-    """Publishes a pipeline or a ControlNet. For the arguments see the options.
+    """Publishes a pipeline, a ControlNet or a LoRA. For the arguments see the options.
 
     Raises:
         ValueError: if a folder has a component's name and is none, `cameras` contradict what is published, or `vae`
@@ -116,7 +132,9 @@ def publish(
     with tempfile.TemporaryDirectory(dir=output) as folder:
         folder = Path(folder)
         if controlnet:
-            write_controlnet(find(controlnet), folder / name, cameras)
+            write_controlnet(find(controlnet), folder / (name or "controlnet"), cameras)
+        elif lora:
+            write_lora(*find_lora(lora), folder / (name or STUDENT.name), cameras)
         else:
             pipe = load_start(checkpoint, cameras=cameras)  # a LoRA is merged
             if other:
@@ -136,7 +154,8 @@ def publish(
         parts = list(folder.iterdir())
         for part in parts:  # all are checked before the first is replaced
             target = output / part.name
-            if part.is_dir() and target.is_dir() and not list(target.glob("*config.json")):
+            known = [*target.glob("*config.json"), *target.glob(LORA_FILE)]
+            if part.is_dir() and target.is_dir() and not known:
                 raise ValueError(f"{target} is no component of a checkpoint: move it, or choose another --output.")
         for part in parts:
             if part.is_dir():
@@ -152,7 +171,8 @@ def main(argv: list[str] | None = None):
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", type=Path, help="a pipeline's folder, or a run's output")
     what.add_argument("--controlnet", type=Path, help="a ControlNet's folder, or a run's output")
-    parser.add_argument("--name", default="controlnet", help="folder of the ControlNet")
+    what.add_argument("--lora", type=Path, help="a student's folder, or a run's output")
+    parser.add_argument("--name", help=f"folder of the ControlNet or LoRA; default: controlnet or {STUDENT.name}")
     parser.add_argument(
         "--average", dest="other", type=Path, help="publish the mean of --checkpoint's weights and this checkpoint's"
     )
@@ -161,9 +181,9 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--output", type=Path, default=ROOT, help="default: the root of this repository")
     add_cameras_option(parser.add_argument)
     o = parser.parse_args(argv)
-    if o.controlnet and (o.other or o.vae):
-        name = "--average" if o.other else "--vae"
-        parser.error(f"`{name}` is of pipelines, and `--controlnet` is published as it is: leave one of them out.")
+    if not o.checkpoint and (o.other or o.vae):
+        name, published = "--average" if o.other else "--vae", "--controlnet" if o.controlnet else "--lora"
+        parser.error(f"`{name}` is of pipelines, and `{published}` is published as it is: leave one of them out.")
     publish(**vars(o))
 
 
