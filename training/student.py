@@ -7,11 +7,30 @@ import torch
 from diffusers import DDIMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
-from pipeline import Zero123PlusPipeline, load_pictures, pad_to_square, preprocess, scale_latents
+from pipeline import (
+    Zero123PlusPipeline,
+    load_pictures,
+    pad_to_square,
+    preprocess,
+    scale_latents,
+    unscale_image,
+    unscale_latents,
+)
 
 from .encode import Encoder
+from .perceptual import PerceptualLoss
 
 EPSILON = 1e-4  # under the root of the loss, whose gradient would be infinite where there is no error
+
+
+def squared_errors(x0: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+    """The mean squared error of each step of each sample, shape (K, B), of latents of shape (K, B, C, H, W)."""
+    return (x0 - end).square().mean((2, 3, 4))
+
+
+def latent_loss(errors: torch.Tensor) -> torch.Tensor:
+    """The loss of squared errors of shape (K, B), without dimensions."""
+    return (errors + EPSILON).sqrt().sum(0).mean()
 
 
 class StudentLoss:
@@ -25,6 +44,9 @@ class StudentLoss:
         x^(k+1) = alpha_(k+1) x0^k + sigma_(k+1) e, without gradient
         loss = sum over k of sqrt(mean (x0^k - x0*)^2 + 1e-4)
 
+    The latents' mean alone makes soft and pale pictures where the teacher's ends differ for one input. `perceptual`
+    times LPIPS is added, between one row of views decoded from the last x0^k and the same row from x0*.
+
     The noise e is that which the model predicts in x^k for one half of the samples, at random, and fresh for the
     other: Euler ancestral steps mix both. The reference of a step has the noise that the teacher's step of the nearest
     time step had.
@@ -35,7 +57,8 @@ class StudentLoss:
         steps: K of the student.
         teacher_steps: of the teacher's path.
         teacher_guidance: scale of classifier-free guidance on it.
-        dtype: of the teacher's UNet.
+        dtype: of the teacher's UNet, and in which rows are decoded.
+        perceptual: weight of LPIPS; 0 leaves it out.
     """
 
     def __init__(
@@ -46,8 +69,10 @@ class StudentLoss:
         teacher_steps: int,
         teacher_guidance: float,
         dtype: torch.dtype = torch.float32,
+        perceptual: float = 0.0,
     ):
-        self.device, self.teacher_guidance = device, teacher_guidance
+        self.device, self.dtype, self.teacher_guidance, self.perceptual = device, dtype, teacher_guidance, perceptual
+        self.distance = PerceptualLoss().to(device, memory_format=torch.channels_last) if perceptual else None
         self.prompt_embeds = Encoder(pipe, device).prompt_embeds
         frozen = {name: copy.deepcopy(getattr(pipe, name)).eval().to(device) for name in ("unet", "vision_encoder")}
         frozen["unet"].to(dtype)
@@ -116,8 +141,8 @@ class StudentLoss:
                 chosen = torch.tensor(chosen, device=x.device)[:, None, None, None]
                 x = self.alphas[k + 1] * x0.detach() + self.sigmas[k + 1] * torch.where(chosen, own, fresh)
 
-    def errors(self, model: torch.nn.Module, pictures, seeds: list[int]) -> torch.Tensor:
-        """The mean squared error of each step of each sample, shape (K, B).
+    def predictions(self, model: torch.nn.Module, pictures, seeds: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The student's x0^k for each of its steps, shape (K, B, C, 3 h, 2 w), and the teacher's x0*.
 
         Args:
             model: as in [`steps`].
@@ -131,7 +156,23 @@ class StudentLoss:
         end, *drawn = self.path(pictures, generators)
         clip_pixels = preprocess(self.teacher.feature_extractor_clip, pictures).to(self.device)
         steps = self.steps(model, clip_pixels, *drawn, generators)
-        return torch.stack([(x0 - end).square().mean((1, 2, 3)) for x0 in steps])
+        return torch.stack(list(steps)), end
+
+    def decode_row(self, latents: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """Decodes one of the three rows of views of each sample, shape (B, 3, H, 2 W)."""
+        vae = self.teacher.vae
+        latents = unscale_latents(latents).unflatten(2, (3, -1))[torch.arange(len(rows)), :, rows]
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return unscale_image(vae.decode(latents / vae.config.scaling_factor).sample)
+
+    def perceptual_distance(self, x0: torch.Tensor, end: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+        """LPIPS between a row of views of each sample, which its seed chooses, shape (B,). `end` gets no gradient."""
+        rows = [seed % 3 for seed in seeds]
+        with torch.no_grad():
+            target = self.decode_row(end, rows)
+        ours = self.decode_row(x0, rows)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.distance(ours, target).float()
 
     def __call__(self, model: torch.nn.Module, samples: list[dict] | dict) -> torch.Tensor:
         """The loss of a batch, without dimensions. All that is drawn for a sample follows from its `seed`.
@@ -142,22 +183,26 @@ class StudentLoss:
         """
         if isinstance(samples, list):
             samples = {name: [sample[name] for sample in samples] for name in ("image", "seed")}
-        return (self.errors(model, samples["image"], samples["seed"]) + EPSILON).sqrt().sum(0).mean()
+        x0, end = self.predictions(model, samples["image"], samples["seed"])
+        loss = latent_loss(squared_errors(x0, end))
+        if self.distance:
+            loss = loss + self.perceptual * self.perceptual_distance(x0[-1], end, samples["seed"]).mean()
+        return loss
 
     @torch.no_grad()
     def validate(self, model: torch.nn.Module, samples: list[dict], batch_size: int = 8) -> dict:
         """Measures held-out samples; the same noise is drawn every time.
 
         Returns:
-            `validation_loss`, the loss; and `error_K`, the mean squared error to the teacher's latents after each step
-            K, where the latents have about unit variance.
+            `validation_loss`, the loss on latents; and `error_K`, the mean squared error to the teacher's latents after
+            each step K, where the latents have about unit variance.
         """
         parts = []
         for start in range(0, len(samples), batch_size):
             batch = samples[start : start + batch_size]
             seeds = list(range(start, start + len(batch)))
-            parts.append(self.errors(model, [sample["image"] for sample in batch], seeds))
+            parts.append(squared_errors(*self.predictions(model, [sample["image"] for sample in batch], seeds)))
         errors = torch.cat(parts, dim=1)
-        loss = (errors + EPSILON).sqrt().sum(0).mean().item()
+        loss = latent_loss(errors).item()
         means = {f"error_{k + 1}": round(error.mean().item(), 4) for k, error in enumerate(errors)}
         return {"validation_loss": round(loss, 4), **means}

@@ -122,6 +122,7 @@ class Options:
     student_steps: int
     teacher_steps: int | None
     teacher_guidance: float | None
+    perceptual: float
     optimizer: str
     learning_rate: float
     lr_scheduler: str
@@ -255,6 +256,7 @@ def parse_options(argv: list[str] | None) -> Options:
         "--teacher-steps", type=count, help="of the path that a student learns the end of; the checkpoint's if missing"
     )
     add("--teacher-guidance", type=positive, help="on that path; the checkpoint's if missing")
+    add("--perceptual", type=positive, default=0.0, help="weight of LPIPS (VGG-16) in a student's loss")
     add("--optimizer", choices=("adamw", "adamw-8bit", "muon"), help="adamw if the phase names none")
     add("--learning-rate", type=positive, help="peak")
     add(
@@ -323,6 +325,8 @@ def check_options(o: Options, accelerator: Accelerator):
         raise ValueError("`--lr-scheduler timed` falls with the time left of `--minutes`: give it, or take 'decay'.")
     if o.in_memory and o.phase == "student" and not find_shards(o.data):
         raise ValueError(f"`--in-memory` holds rendered objects, but `--data` {o.data} has no shards: leave it out.")
+    if o.perceptual and o.phase != "student":
+        raise ValueError(f"`--perceptual` is of a student's loss, but `--phase` is {o.phase}: leave it out.")
     if o.lora_rank and o.train == "controlnet":
         raise ValueError(f"`--lora-rank` is {o.lora_rank}, but a ControlNet is trained whole: leave it out.")
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
@@ -352,7 +356,7 @@ def build_losses(o: Options, pipe: Zero123PlusPipeline, accelerator: Accelerator
     steps = o.teacher_steps or pipe.config.default_num_inference_steps
     guidance = pipe.config.default_guidance_scale if o.teacher_guidance is None else o.teacher_guidance
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
-    loss = StudentLoss(pipe, accelerator.device, o.student_steps, steps, guidance, dtype)
+    loss = StudentLoss(pipe, accelerator.device, o.student_steps, steps, guidance, dtype, o.perceptual)
     pipe.register_to_config(default_num_inference_steps=o.student_steps, default_guidance_scale=1.0)
     student = {"num_inference_steps": o.student_steps, "guidance_scale": 1.0}
     return loss, loss, {**student, "teacher_steps": steps, "teacher_guidance": guidance}
