@@ -194,8 +194,8 @@ class StudentLoss:
         """Measures held-out samples; the same noise is drawn every time.
 
         Returns:
-            `validation_loss`, the loss on latents; and `error_K`, the mean squared error to the teacher's latents after
-            each step K, where the latents have about unit variance.
+            `validation_loss`, the loss on latents; and `error_K`, the mean squared error to the teacher's latents
+            after each step K, where the latents have about unit variance.
         """
         parts = []
         for start in range(0, len(samples), batch_size):
