@@ -156,6 +156,34 @@ def test_a_student_is_published_in_half_the_size(arguments, tmp_path):
         publish.main(["--lora", str(tmp_path / "run"), "--cameras", "v1.1", "--output", str(tmp_path / "other")])
 
 
+def test_a_student_is_published_with_a_lower_rank(arguments, tmp_path):
+    train.main(arguments("run", 1, "--lora-rank", "4", "--ema-decay", "0"))
+    command = ["--lora", str(tmp_path / "run"), "--output", str(tmp_path / "home"), "--rank"]
+    with pytest.raises(SystemExit, match="`--rank` is 5, but .* is of rank 4"):
+        publish.main([*command, "5"])
+    publish.main([*command, "2"])
+    trained, published = (
+        safetensors.torch.load_file(folder / loading.LORA_FILE)
+        for folder in (tmp_path / "run" / "checkpoint-1", tmp_path / "home" / "student")
+    )
+    assert trained.keys() == published.keys()
+    for name in ("conv_in.lora_{}.weight", "mid_block.attentions.0.transformer_blocks.0.attn1.to_k.lora.{}.weight"):
+        down, up = (f"unet.{name.format(side)}" for side in ("AB" if "lora_" in name else ("down", "up")))
+        u, values, v = torch.linalg.svd(trained[up].flatten(1) @ trained[down].flatten(1), full_matrices=False)
+        best = u[:, :2] * values[:2] @ v[:2]
+        made = published[up].float().flatten(1) @ published[down].float().flatten(1)
+        torch.testing.assert_close(made, best, rtol=0, atol=1e-3 * values[0].item())
+
+
+def test_layers_of_few_channels_have_the_same_rank():
+    """Diffusers would scale a layer of another rank differently."""
+    layers = {"conv_out.lora_A.weight": torch.randn(4, 2, 3, 3), "conv_out.lora_B.weight": torch.randn(1, 4, 1, 1)}
+    down, up = publish.reduce_rank(layers, 2).values()
+    assert down.shape == (2, 2, 3, 3) and up.shape == (1, 2, 1, 1)
+    before, after = (b.flatten(1).double() @ a.flatten(1).double() for a, b in (layers.values(), (down, up)))
+    torch.testing.assert_close(after, before)
+
+
 def test_a_dry_run_counts_all_steps_and_the_teachers_path(arguments, capsys):
     """An unguided step of the teacher is a guided one less a pass of the tile, and the graphs of all steps of the
     student are held at once.

@@ -3,21 +3,23 @@
 python -m training.publish --checkpoint out/scratch
 python -m training.publish --checkpoint out/scratch --average . --share 0.4 --vae out/vae
 python -m training.publish --controlnet out/depth
-python -m training.publish --lora out/student
+python -m training.publish --lora out/student --rank 10
 """
 
 import json
+import re
 import tempfile
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, ControlNetModel
+from torch.nn import functional as F
 
 from pipeline import Zero123PlusPipeline
 from zero123plus.files import put_folder, write_file
 from zero123plus.loading import LORA_FILE, ROOT, RUN_FILE, STUDENT, find, find_lora, run_record
-from zero123plus.options import Parser, add_cameras_option, command, share
+from zero123plus.options import Parser, add_cameras_option, command, count, share
 
 from .checkpoints import load_start
 
@@ -103,11 +105,42 @@ def write_controlnet(source: Path, folder: Path, cameras: str | None):
     write_record(source, folder, ("condition",), cameras)
 
 
-def write_lora(source: Path, weight_name: str, folder: Path, cameras: str | None):
+def reduce_rank(layers: dict[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+    """The best approximation of a LoRA by one of a lower rank, in the Frobenius norm of each layer's product.
+
+    Raises:
+        ValueError: if the LoRA is of a lower rank, or has keys that are no pair of matrices.
+    """
+    reduced = {}
+    for key in filter(re.compile(r"\.(lora_A|lora\.down)\.").search, layers):
+        pair = key, key.replace(".lora_A.", ".lora_B.").replace(".lora.down.", ".lora.up.")
+        down, up = layers[pair[0]], layers[pair[1]]
+        if len(down) < rank:
+            raise ValueError(
+                f"`--rank` is {rank}, but {key} is of rank {len(down)}: give at most that, or leave it out."
+            )
+        # The singular values of up @ down are those of the small product of the triangular factors
+        (q_up, r_up), (q_down, r_down) = map(torch.linalg.qr, (up.flatten(1).double(), down.flatten(1).double().T))
+        u, values, v = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+        root = values[:rank].sqrt()
+        # A layer of fewer channels is filled up with zeros: diffusers scales layers of other ranks differently
+        factors = (q * root for q in (q_down @ v[:rank].T, q_up @ u[:, :rank]))
+        left, right = (F.pad(factor, (0, rank - len(root))) for factor in factors)
+        reduced[pair[0]] = left.T.reshape(rank, *down.shape[1:])
+        reduced[pair[1]] = right.reshape(-1, rank, *up.shape[2:])
+    if rest := layers.keys() - reduced.keys():
+        raise ValueError(f"`--rank` changes pairs of matrices, but this LoRA has {min(rest)} too: leave it out.")
+    return reduced
+
+
+def write_lora(source: Path, weight_name: str, folder: Path, cameras: str | None, rank: int | None):
     """Writes a LoRA with the record of its cameras and of a student's steps and guidance scale."""
     layers = safetensors.torch.load_file(source / weight_name)
+    if rank:
+        layers = reduce_rank(layers, rank)
     folder.mkdir()
-    safetensors.torch.save_file({key: value.half() for key, value in layers.items()}, folder / LORA_FILE)
+    layers = {key: value.half().contiguous() for key, value in layers.items()}
+    safetensors.torch.save_file(layers, folder / LORA_FILE)
     write_record(source, folder, ("num_inference_steps", "guidance_scale"), cameras)
 
 
@@ -116,6 +149,7 @@ def publish(
     checkpoint: Path | None,
     controlnet: Path | None,
     lora: Path | None,
+    rank: int | None,
     name: str | None,
     cameras: str | None,
     other: Path | None,
@@ -134,7 +168,7 @@ def publish(
         if controlnet:
             write_controlnet(find(controlnet), folder / (name or "controlnet"), cameras)
         elif lora:
-            write_lora(*find_lora(lora), folder / (name or STUDENT.name), cameras)
+            write_lora(*find_lora(lora), folder / (name or STUDENT.name), cameras, rank)
         else:
             pipe = load_start(checkpoint, cameras=cameras)  # a LoRA is merged
             if other:
@@ -172,6 +206,7 @@ def main(argv: list[str] | None = None):
     what.add_argument("--checkpoint", type=Path, help="a pipeline's folder, or a run's output")
     what.add_argument("--controlnet", type=Path, help="a ControlNet's folder, or a run's output")
     what.add_argument("--lora", type=Path, help="a student's folder, or a run's output")
+    parser.add_argument("--rank", type=count, help="publish the best approximation of --lora of this lower rank")
     parser.add_argument("--name", help=f"folder of the ControlNet or LoRA; default: controlnet or {STUDENT.name}")
     parser.add_argument(
         "--average", dest="other", type=Path, help="publish the mean of --checkpoint's weights and this checkpoint's"
@@ -184,6 +219,8 @@ def main(argv: list[str] | None = None):
     if not o.checkpoint and (o.other or o.vae):
         name, published = "--average" if o.other else "--vae", "--controlnet" if o.controlnet else "--lora"
         parser.error(f"`{name}` is of pipelines, and `{published}` is published as it is: leave one of them out.")
+    if o.rank and not o.lora:
+        parser.error("`--rank` is of `--lora`: leave it out.")
     publish(**vars(o))
 
 

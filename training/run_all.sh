@@ -22,7 +22,7 @@ if [ "${1:-}" = "--smoke" ]; then
     vae=(--minutes 0.3 --gate 0 --perceptual 0.03)
     unet=(--steps 2 --batch-size $((2 * processes)) --micro-batch-size 2 --validation-steps 2)
     score=(--steps 4)
-    student=(--steps 2 --batch-size $((2 * processes)) --micro-batch-size 2 --lora-rank 2 --teacher-steps 2)
+    student=(--steps 2 --batch-size $((2 * processes)) --micro-batch-size 2 --lora-rank 2 --teacher-steps 2 --perceptual 3)
     OBJECTS="$out/tiny.sh3f"
     python - "$OBJECTS" <<'ARCHIVE'
 import io, sys, zipfile
@@ -46,7 +46,7 @@ else
     vae=(--minutes 120 --perceptual 0.03)
     unet=(--steps 40000 --micro-batch-size $((64 / processes)) --mixed-precision "$precision")
     score=()
-    student=(--micro-batch-size $((32 / processes)) --mixed-precision "$precision" --lora-rank 32)
+    student=(--micro-batch-size $((32 / processes)) --mixed-precision "$precision" --lora-rank 32 --learning-rate 1e-3 --perceptual 3)
 fi
 
 python -m training.render "${train[@]}" --output "$out/train/toys"
