@@ -20,6 +20,7 @@ from pipeline import (
 from .encode import Encoder
 from .perceptual import PerceptualLoss
 
+CHROMA = 2.0  # weight of the difference in chroma beside LPIPS, which hardly sees colours fade
 EPSILON = 1e-4  # under the root of the loss, whose gradient would be infinite where there is no error
 
 
@@ -45,7 +46,8 @@ class StudentLoss:
         loss = sum over k of sqrt(mean (x0^k - x0*)^2 + 1e-4)
 
     The latents' mean alone makes soft and pale pictures where the teacher's ends differ for one input. `perceptual`
-    times LPIPS is added, between one row of views decoded from the last x0^k and the same row from x0*.
+    times a distance of pictures is added, between one row of views decoded from the last x0^k and the same row from
+    x0*: LPIPS, and twice the difference of their mean chroma, which is the largest channel less the smallest.
 
     The noise e is that which the model predicts in x^k for one half of the samples, at random, and fresh for the
     other: Euler ancestral steps mix both. The reference of a step has the noise that the teacher's step of the nearest
@@ -58,7 +60,7 @@ class StudentLoss:
         teacher_steps: of the teacher's path.
         teacher_guidance: scale of classifier-free guidance on it.
         dtype: of the teacher's UNet, and in which rows are decoded.
-        perceptual: weight of LPIPS; 0 leaves it out.
+        perceptual: weight of the distance of pictures; 0 leaves it out.
     """
 
     def __init__(
@@ -166,13 +168,17 @@ class StudentLoss:
             return unscale_image(vae.decode(latents / vae.config.scaling_factor).sample)
 
     def perceptual_distance(self, x0: torch.Tensor, end: torch.Tensor, seeds: list[int]) -> torch.Tensor:
-        """LPIPS between a row of views of each sample, which its seed chooses, shape (B,). `end` gets no gradient."""
+        """The distance between a row of views of each sample, which its seed chooses, shape (B,). `end` gets no
+        gradient.
+        """
         rows = [seed % 3 for seed in seeds]
         with torch.no_grad():
             target = self.decode_row(end, rows)
         ours = self.decode_row(x0, rows)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.distance(ours, target).float()
+            distance = self.distance(ours, target).float()
+        chroma, true_chroma = ((row.amax(1) - row.amin(1)).float().mean((1, 2)) for row in (ours, target))
+        return distance + CHROMA * (chroma - true_chroma).abs()
 
     def __call__(self, model: torch.nn.Module, samples: list[dict] | dict) -> torch.Tensor:
         """The loss of a batch, without dimensions. All that is drawn for a sample follows from its `seed`.

@@ -256,7 +256,7 @@ def parse_options(argv: list[str] | None) -> Options:
         "--teacher-steps", type=count, help="of the path that a student learns the end of; the checkpoint's if missing"
     )
     add("--teacher-guidance", type=positive, help="on that path; the checkpoint's if missing")
-    add("--perceptual", type=positive, default=0.0, help="weight of LPIPS (VGG-16) in a student's loss")
+    add("--perceptual", type=positive, default=0.0, help="weight of LPIPS (VGG-16) and chroma in a student's loss")
     add("--optimizer", choices=("adamw", "adamw-8bit", "muon"), help="adamw if the phase names none")
     add("--learning-rate", type=positive, help="peak")
     add(
