@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import assert_same, noise_picture
@@ -57,6 +58,20 @@ def test_shipped_controlnets_decide_what_the_shipped_checkpoint_makes(name):
         for shape in shapes
     ]
     assert np.abs(tiles[0] - tiles[1]).mean() > 1e-3
+
+
+def test_the_shipped_student_is_sharper_than_as_many_steps_without_it():
+    pipe = loading.Checkpoint(ROOT, "cpu").load()
+    picture = PIL.Image.open(ROOT / "examples" / "images" / "cactus.png")
+
+    def sharpness(**options):
+        tile = pipe(picture, generator=torch.Generator().manual_seed(0), output_type="np", **options).images[0]
+        return sum(np.abs(np.diff(tile, axis=axis)).mean() for axis in (0, 1))
+
+    teacher, plain = sharpness(), sharpness(num_inference_steps=2, guidance_scale=1.0)
+    loading.add_lora(pipe, loading.STUDENT)
+    assert (pipe.config.default_num_inference_steps, pipe.config.default_guidance_scale) == (2, 1.0)
+    assert 1.1 * plain < sharpness() < 1.1 * teacher
 
 
 def test_other_checkpoint_loads_with_this_repository_as_custom_pipeline(pipe, run, tmp_path):

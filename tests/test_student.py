@@ -143,6 +143,20 @@ def test_a_student_brings_its_steps_and_is_not_guided(arguments, tmp_path, run, 
         assert passes == [2, 1, 1]  # the references of both steps, and two steps
 
 
+def test_all_layers_of_a_student_are_loaded(arguments, tmp_path):
+    """Attention and convolutions alike, and a file in which diffusers would find some of them alone is refused."""
+    train.main(arguments("run", 1))
+    pipe = loading.Checkpoint(tmp_path / "run", "cpu").load()
+    path = loading.find(tmp_path / "run") / loading.LORA_FILE
+    saved, loaded = safetensors.torch.load_file(path), pipe.unet.state_dict()
+    assert saved.keys() == {f"unet.{key.replace('.default_0.', '.')}" for key in loaded if "lora_" in key}
+    for side, old in ("A", "down"), ("B", "up"):
+        saved = {key.replace(f"to_k.lora_{side}.", f"to_k.lora.{old}."): value for key, value in saved.items()}
+    safetensors.torch.save_file(saved, path)
+    with pytest.raises(ValueError, match="layers of the UNet, but diffusers loads"):
+        loading.Checkpoint(tmp_path / "run", "cpu").load()
+
+
 def test_a_student_is_published_in_half_the_size(arguments, tmp_path):
     train.main(arguments("run", 1, "--cameras", "v1.2"))
     for _ in range(2):  # the second takes the place of the first
@@ -167,8 +181,8 @@ def test_a_student_is_published_with_a_lower_rank(arguments, tmp_path):
         for folder in (tmp_path / "run" / "checkpoint-1", tmp_path / "home" / "student")
     )
     assert trained.keys() == published.keys()
-    for name in ("conv_in.lora_{}.weight", "mid_block.attentions.0.transformer_blocks.0.attn1.to_k.lora.{}.weight"):
-        down, up = (f"unet.{name.format(side)}" for side in ("AB" if "lora_" in name else ("down", "up")))
+    for name in ("conv_in", "mid_block.attentions.0.transformer_blocks.0.attn1.to_k"):
+        down, up = (f"unet.{name}.lora_{side}.weight" for side in "AB")
         u, values, v = torch.linalg.svd(trained[up].flatten(1) @ trained[down].flatten(1), full_matrices=False)
         best = u[:, :2] * values[:2] @ v[:2]
         made = published[up].float().flatten(1) @ published[down].float().flatten(1)

@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from diffusers import DiffusionPipeline, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel
-from diffusers.utils import convert_state_dict_to_diffusers
 from torch.distributed.fsdp import FSDPModule
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
@@ -124,7 +123,8 @@ def write_weights(weights: dict[str, torch.Tensor], folder: Path, pipe: Zero123P
             for name, value in weights.items()
             if "lora_" in name
         }
-        pipe.save_lora_weights(folder, unet_lora_layers=convert_state_dict_to_diffusers(layers))
+        # With peft's names. diffusers' own converter renames attention alone, and of mixed names the loader drops some
+        pipe.save_lora_weights(folder, unet_lora_layers=layers)
     else:
         parts = {name: with_weights(getattr(pipe, name), weights, name) for name in ("unet", "vision_encoder")}
         options = {

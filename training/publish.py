@@ -7,7 +7,6 @@ python -m training.publish --lora out/student --rank 10
 """
 
 import json
-import re
 import tempfile
 from pathlib import Path
 
@@ -111,13 +110,15 @@ def reduce_rank(layers: dict[str, torch.Tensor], rank: int) -> dict[str, torch.T
     Raises:
         ValueError: if the LoRA is of a lower rank, or has keys that are no pair of matrices.
     """
+    pairs = {key: key.replace(".lora_A.", ".lora_B.") for key in layers if ".lora_A." in key}
+    if layers.keys() != {*pairs, *pairs.values()}:
+        raise ValueError("`--rank` changes pairs named lora_A and lora_B, but this LoRA has others too: leave it out.")
     reduced = {}
-    for key in filter(re.compile(r"\.(lora_A|lora\.down)\.").search, layers):
-        pair = key, key.replace(".lora_A.", ".lora_B.").replace(".lora.down.", ".lora.up.")
-        down, up = layers[pair[0]], layers[pair[1]]
+    for names in pairs.items():
+        down, up = (layers[name] for name in names)
         if len(down) < rank:
             raise ValueError(
-                f"`--rank` is {rank}, but {key} is of rank {len(down)}: give at most that, or leave it out."
+                f"`--rank` is {rank}, but {names[0]} is of rank {len(down)}: give at most that, or leave it out."
             )
         # The singular values of up @ down are those of the small product of the triangular factors
         (q_up, r_up), (q_down, r_down) = map(torch.linalg.qr, (up.flatten(1).double(), down.flatten(1).double().T))
@@ -126,10 +127,7 @@ def reduce_rank(layers: dict[str, torch.Tensor], rank: int) -> dict[str, torch.T
         # A layer of fewer channels is filled up with zeros: diffusers scales layers of other ranks differently
         factors = (q * root for q in (q_down @ v[:rank].T, q_up @ u[:, :rank]))
         left, right = (F.pad(factor, (0, rank - len(root))) for factor in factors)
-        reduced[pair[0]] = left.T.reshape(rank, *down.shape[1:])
-        reduced[pair[1]] = right.reshape(-1, rank, *up.shape[2:])
-    if rest := layers.keys() - reduced.keys():
-        raise ValueError(f"`--rank` changes pairs of matrices, but this LoRA has {min(rest)} too: leave it out.")
+        reduced |= zip(names, (left.T.reshape(rank, *down.shape[1:]), right.reshape(-1, rank, *up.shape[2:])))
     return reduced
 
 

@@ -25,7 +25,9 @@ OTHERS = ("*non_ema*", "*onnx*", "*openvino*", "*flax*")  # not downloaded
 VARIANTS = ("fp16", "bf16")  # whose weights are downloaded and taken where a component has no others
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 VARIANT_FILES = tuple(f"*.{variant}[.-]*" for variant in VARIANTS)
-LORA_PREFIXES = ("unet.", "text_encoder.", "lora_unet_", "lora_te")
+TEXT_LORA_PREFIXES = ("text_encoder.", "lora_te")
+LORA_PREFIXES = ("unet.", "lora_unet_", *TEXT_LORA_PREFIXES)
+LORA_DOWN = re.compile(r"lora(_A|_down|\.down|_linear_layer\.down)\b")  # the first matrix of a layer
 
 
 def choose_device(device: str | None = None) -> str:
@@ -318,7 +320,8 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
         scale: its strength.
 
     Raises:
-        ValueError: if there is none, or it was trained for other cameras than the pipeline's.
+        ValueError: if there is none, it was trained for other cameras than the pipeline's, or diffusers does not load
+            all of its layers.
     """
     folder, weight_name = find_lora(name)
     record = run_record(folder)
@@ -330,6 +333,7 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
         with safetensors.safe_open(folder / weight_name, "np") as file:
             keys = list(file.keys())
         modules = {module for module, _ in pipe.unet.named_modules()}
+        before = sum(".lora_A." in module for module in modules)
         options = {"weight_name": weight_name, "use_safetensors": True}
         if any(key.startswith(LORA_PREFIXES) for key in keys):
             pipe.load_lora_weights(str(folder), **options)
@@ -339,6 +343,13 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
             raise ValueError(
                 f"`--lora` {name} has weights such as {next(iter(keys), 'none')!r}, but those of a LoRA begin with"
                 f" {', '.join(LORA_PREFIXES)} or the name of a module of the UNet."
+            )
+        layers = len([key for key in keys if LORA_DOWN.search(key) and not key.startswith(TEXT_LORA_PREFIXES)])
+        loaded = sum(".lora_A." in module for module, _ in pipe.unet.named_modules()) - before
+        if loaded != layers:
+            raise ValueError(
+                f"`--lora` {name} has {layers} layers of the UNet, but diffusers loads {loaded}: their names are of more"
+                " than one kind, or of another UNet."
             )
         pipe.set_adapters(pipe.get_active_adapters(), scale)
 
