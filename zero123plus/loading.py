@@ -348,8 +348,8 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
         loaded = sum(".lora_A." in module for module, _ in pipe.unet.named_modules()) - before
         if loaded != layers:
             raise ValueError(
-                f"`--lora` {name} has {layers} layers of the UNet, but diffusers loads {loaded}: their names are of more"
-                " than one kind, or of another UNet."
+                f"`--lora` {name} has {layers} layers of the UNet, but diffusers loads {loaded}: their names"
+                " are of more than one kind, or of another UNet."
             )
         pipe.set_adapters(pipe.get_active_adapters(), scale)
 
