@@ -90,8 +90,6 @@ def load_start(
     pipe = load_components(find(base, pickle) if base else folder, torch.float32, pickle, cameras)
     if base:
         add_lora(pipe, folder)
-        pipe.fuse_lora()
-        pipe.unload_lora_weights()
     return pipe
 
 

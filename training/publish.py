@@ -105,7 +105,8 @@ def write_controlnet(source: Path, folder: Path, cameras: str | None):
 
 
 def reduce_rank(layers: dict[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
-    """The best approximation of a LoRA by one of a lower rank, in the Frobenius norm of each layer's product.
+    """The best approximation of a LoRA by one of a lower rank in the Frobenius norm of each layer's product, scaled so
+    that this norm stays: without, the LoRA would do a little less of everything.
 
     Raises:
         ValueError: if the LoRA is of a lower rank, or has keys that are no pair of matrices.
@@ -123,7 +124,7 @@ def reduce_rank(layers: dict[str, torch.Tensor], rank: int) -> dict[str, torch.T
         # The singular values of up @ down are those of the small product of the triangular factors
         (q_up, r_up), (q_down, r_down) = map(torch.linalg.qr, (up.flatten(1).double(), down.flatten(1).double().T))
         u, values, v = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
-        root = values[:rank].sqrt()
+        root = (values[:rank] * values.norm() / values[:rank].norm().clamp(min=1e-12)).sqrt()
         # A layer of fewer channels is filled up with zeros: diffusers scales layers of other ranks differently
         factors = (q * root for q in (q_down @ v[:rank].T, q_up @ u[:, :rank]))
         left, right = (F.pad(factor, (0, rank - len(root))) for factor in factors)

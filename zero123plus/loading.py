@@ -312,7 +312,8 @@ def find_lora(name: str | Path) -> tuple[Path, str]:
 
 
 def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
-    """Adds a LoRA to a pipeline's UNet. One of a student brings its steps and guidance scale.
+    """Merges a LoRA into a pipeline's weights, so that it takes no time in any step. One of a student brings its steps
+    and guidance scale.
 
     Args:
         pipe: changed in place.
@@ -351,7 +352,8 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
                 f"`--lora` {name} has {layers} layers of the UNet, but diffusers loads {loaded}: their names"
                 " are of more than one kind, or of another UNet."
             )
-        pipe.set_adapters(pipe.get_active_adapters(), scale)
+        pipe.fuse_lora(lora_scale=scale)
+        pipe.unload_lora_weights()
 
 
 def load_controlnet(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0) -> ControlNetModel:
