@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import json
 import re
 from dataclasses import dataclass
@@ -321,9 +322,11 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
         scale: its strength.
 
     Raises:
-        ValueError: if there is none, it was trained for other cameras than the pipeline's, or diffusers does not load
-            all of its layers.
+        ValueError: if there is none, it was trained for other cameras than the pipeline's, diffusers does not load all
+            of its layers, or the package peft is missing.
     """
+    if not importlib.util.find_spec("peft"):
+        raise ValueError("`--lora` needs the package peft: `pip install -r requirements.txt`.")
     folder, weight_name = find_lora(name)
     record = run_record(folder)
     if record.get("cameras"):
