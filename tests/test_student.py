@@ -1,11 +1,13 @@
 """A student of few steps: its steps are the pipeline's, its teacher stays, and what is saved brings its defaults."""
 
 import json
+import re
 
 import pytest
 import safetensors.torch
 import torch
 from conftest import assert_differ, assert_same, noise_picture, seeded
+from diffusers import EulerDiscreteScheduler
 
 from pipeline import preprocess, scale_latents
 from training import publish, train
@@ -46,14 +48,15 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_student_of_one_step_makes_what_the_pipeline_makes_in_one(pipe, run):
+@pytest.mark.parametrize("steps", (1, 2, 3))
+def test_the_steps_of_a_student_are_the_pipelines(pipe, run, steps):
     pictures, clip = [noise_picture(1), noise_picture(2)], pipe.feature_extractor_clip
-    loss = StudentLoss(pipe, CPU, steps=1, teacher_steps=1, teacher_guidance=2.0)
-    generators = [seeded(5), seeded(6)]
-    _, *drawn = loss.path(pictures, generators)
+    loss = StudentLoss(pipe, CPU, steps=steps, teacher_steps=steps, teacher_guidance=2.0)
+    _, *drawn = loss.path(pictures, [seeded(5), seeded(6)])
     with torch.no_grad():
-        (ours,) = loss.steps(Denoiser.of(pipe), preprocess(clip, pictures), *drawn, generators)
-    options = {"num_inference_steps": 1, "guidance_scale": 1.0, "generator": [seeded(5), seeded(6)]}
+        *_, ours = loss.steps(Denoiser.of(pipe), preprocess(clip, pictures), *drawn)
+    options = {"num_inference_steps": steps, "guidance_scale": 1.0, "generator": [seeded(5), seeded(6)]}
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     torch.testing.assert_close(ours, scale_latents(run(pipe, pictures, **options)), rtol=1e-4, atol=1e-4)
 
 
@@ -122,7 +125,7 @@ def test_a_resumed_student_has_the_losses_of_an_unbroken_one(arguments, tmp_path
 
 
 @pytest.mark.parametrize("how", ("lora", "whole"))
-def test_a_student_brings_its_steps_and_is_not_guided(arguments, tmp_path, run, how):
+def test_a_student_brings_its_steps_and_scheduler_and_is_not_guided(arguments, tmp_path, run, how):
     """The folder of the run, its LoRA on the teacher, and what `cameras.json` says. No pass of the UNet is of the
     negative side, though a callback is given.
     """
@@ -136,6 +139,7 @@ def test_a_student_brings_its_steps_and_is_not_guided(arguments, tmp_path, run, 
         assert {"unet.conv_in", "unet.time_embedding.linear_1"} <= {key.partition(".lora")[0] for key in weights}
     for one in given:
         pipe = one.load()
+        assert type(pipe.scheduler) is EulerDiscreteScheduler
         pipe.warned.add("background")
         passes = []
         pipe.unet.register_forward_pre_hook(lambda module, args, passes=passes: passes.append(len(args[0])))
@@ -161,13 +165,23 @@ def test_all_layers_of_a_student_are_loaded(arguments, tmp_path):
         loading.Checkpoint(tmp_path / "run", "cpu").load()
 
 
+@pytest.mark.parametrize("scheduler", ("DiffusionPipeline", ["DDIMScheduler"]))
+def test_a_lora_may_not_name_any_class_as_its_scheduler(arguments, tmp_path, scheduler):
+    train.main(arguments("run", 1))
+    path = loading.find(tmp_path / "run") / loading.RUN_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scheduler": scheduler}))
+    with pytest.raises(ValueError, match=f"has the scheduler {re.escape(repr(scheduler))}, but must have one of"):
+        loading.Checkpoint(tmp_path / "run", "cpu").load()
+
+
 def test_a_student_is_published_in_half_the_size(arguments, tmp_path):
     train.main(arguments("run", 1, "--cameras", "v1.2"))
     for _ in range(2):  # the second takes the place of the first
         publish.main(["--lora", str(tmp_path / "run"), "--output", str(tmp_path / "home")])
     trained, published = tmp_path / "run" / "checkpoint-1", tmp_path / "home" / "student"
     record = json.loads((published / loading.RUN_FILE).read_text())
-    assert record == {"num_inference_steps": 2, "guidance_scale": 1.0, "cameras": "v1.2"}
+    scheduler = {"scheduler": "EulerDiscreteScheduler"}
+    assert record == {"num_inference_steps": 2, "guidance_scale": 1.0, "cameras": "v1.2"} | scheduler
     before, after = (safetensors.torch.load_file(folder / loading.LORA_FILE) for folder in (trained, published))
     torch.testing.assert_close(after, {key: value.half() for key, value in before.items()}, rtol=0, atol=0)
     with pytest.raises(SystemExit, match="`--cameras` is v1.1, but .* was trained for v1.2"):

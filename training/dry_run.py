@@ -9,9 +9,7 @@ from .loss import Denoiser
 
 
 @torch.no_grad()
-def describe(
-    pipe, model: Denoiser, parameters: list, o, precision: str, tile: torch.Size, student: dict[str, float]
-) -> str:
+def describe(pipe, model: Denoiser, parameters: list, o, precision: str, tile: torch.Size, student: dict) -> str:
     """Describes what a run would train: parameters, FLOPs a step and memory, counted on tensors without data.
 
     Args:

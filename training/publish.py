@@ -133,14 +133,14 @@ def reduce_rank(layers: dict[str, torch.Tensor], rank: int) -> dict[str, torch.T
 
 
 def write_lora(source: Path, weight_name: str, folder: Path, cameras: str | None, rank: int | None):
-    """Writes a LoRA with the record of its cameras and of a student's steps and guidance scale."""
+    """Writes a LoRA with the record of its cameras and of a student's steps, guidance scale and scheduler."""
     layers = safetensors.torch.load_file(source / weight_name)
     if rank:
         layers = reduce_rank(layers, rank)
     folder.mkdir()
     layers = {key: value.half().contiguous() for key, value in layers.items()}
     safetensors.torch.save_file(layers, folder / LORA_FILE)
-    write_record(source, folder, ("num_inference_steps", "guidance_scale"), cameras)
+    write_record(source, folder, ("num_inference_steps", "guidance_scale", "scheduler"), cameras)
 
 
 def publish(

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import torch
 from diffusers import DDIMScheduler
-from diffusers.utils.torch_utils import randn_tensor
 
 from pipeline import (
     Zero123PlusPipeline,
@@ -42,16 +41,17 @@ class StudentLoss:
     the time steps t_k of the student and v as the model predicts it:
 
         x0^k = alpha_k x^k - sigma_k v(x^k, t_k)
-        x^(k+1) = alpha_(k+1) x0^k + sigma_(k+1) e, without gradient
+        e^k = sigma_k x^k + alpha_k v(x^k, t_k)
+        x^(k+1) = alpha_(k+1) x0^k + sigma_(k+1) e^k, without gradient
         loss = sum over k of sqrt(mean (x0^k - x0*)^2 + 1e-4)
 
     The latents' mean alone makes soft and pale pictures where the teacher's ends differ for one input. `perceptual`
     times a distance of pictures is added, between one row of views decoded from the last x0^k and the same row from
     x0*: LPIPS, and twice the difference of their mean chroma, which is the largest channel less the smallest.
 
-    The noise e is that which the model predicts in x^k for one half of the samples, at random, and fresh for the
-    other: Euler ancestral steps mix both. The reference of a step has the noise that the teacher's step of the nearest
-    time step had.
+    These are steps of diffusers' EulerDiscreteScheduler. Fresh noise e, as Euler ancestral steps draw it, would hide
+    x_T from the later steps, which could then learn only the mean of the teacher's ends. The reference of a step has
+    the noise that the teacher's step of the nearest time step had.
 
     Args:
         pipe: whose denoiser learns. Its state now, before any training, is the teacher.
@@ -117,16 +117,13 @@ class StudentLoss:
         noise = teacher.draw_reference_noise(steps, reference.shape, self.device, generators)
         return end.float(), start.float(), reference.float(), noise.float()
 
-    def steps(
-        self, model: torch.nn.Module, clip_pixels, start, reference, reference_noise, generators
-    ) -> Iterator[torch.Tensor]:
+    def steps(self, model: torch.nn.Module, clip_pixels, start, reference, reference_noise) -> Iterator[torch.Tensor]:
         """Yields the student's x0^k, shape (B, C, 3 h, 2 w), for each of its steps.
 
         Args:
             model: a [`loss.Denoiser`], or what accelerate made of one.
             clip_pixels: shape (B, 3, H, W).
             start, reference, reference_noise: of [`path`].
-            generators: one for each sample.
         """
         x, keep = self.sigmas[0] * start, torch.ones(len(start), device=self.device)
         for k, t in enumerate(self.timesteps):
@@ -137,11 +134,8 @@ class StudentLoss:
             x0 = alpha * x - sigma * v
             yield x0
             if k + 1 < len(self.timesteps):
-                own = (sigma * x + alpha * v).detach()
-                fresh = randn_tensor(x.shape, generator=generators, device=x.device)
-                chosen = [torch.rand((), generator=generator).item() < 0.5 for generator in generators]
-                chosen = torch.tensor(chosen, device=x.device)[:, None, None, None]
-                x = self.alphas[k + 1] * x0.detach() + self.sigmas[k + 1] * torch.where(chosen, own, fresh)
+                noise = sigma * x + alpha * v
+                x = (self.alphas[k + 1] * x0 + self.sigmas[k + 1] * noise).detach()
 
     def predictions(self, model: torch.nn.Module, pictures, seeds: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """The student's x0^k for each of its steps, shape (K, B, C, 3 h, 2 w), and the teacher's x0*.
@@ -157,8 +151,7 @@ class StudentLoss:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         end, *drawn = self.path(pictures, generators)
         clip_pixels = preprocess(self.teacher.feature_extractor_clip, pictures).to(self.device)
-        steps = self.steps(model, clip_pixels, *drawn, generators)
-        return torch.stack(list(steps)), end
+        return torch.stack(list(self.steps(model, clip_pixels, *drawn))), end
 
     def decode_row(self, latents: torch.Tensor, rows: list[int]) -> torch.Tensor:
         """Decodes one of the three rows of views of each sample, shape (B, 3, H, 2 W)."""

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
+from diffusers import EulerDiscreteScheduler
 from diffusers.training_utils import EMAModel
 from huggingface_hub import create_repo, upload_folder
 from peft import LoraConfig
@@ -347,8 +348,8 @@ def check_options(o: Options, accelerator: Accelerator):
 
 
 def build_losses(o: Options, pipe: Zero123PlusPipeline, accelerator: Accelerator):
-    """The loss that trains, that which validates, and what a run says of a student: `num_inference_steps` and
-    `guidance_scale`, which its pipeline gets too, and those of its teacher.
+    """The loss that trains, that which validates, and what a run says of a student: its steps, guidance
+    scale and scheduler, which its pipeline gets too, and its teacher's steps and guidance scale.
     """
     if o.phase != "student":
         device = accelerator.device
@@ -358,7 +359,8 @@ def build_losses(o: Options, pipe: Zero123PlusPipeline, accelerator: Accelerator
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
     loss = StudentLoss(pipe, accelerator.device, o.student_steps, steps, guidance, dtype, o.perceptual)
     pipe.register_to_config(default_num_inference_steps=o.student_steps, default_guidance_scale=1.0)
-    student = {"num_inference_steps": o.student_steps, "guidance_scale": 1.0}
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    student = {"num_inference_steps": o.student_steps, "guidance_scale": 1.0, "scheduler": "EulerDiscreteScheduler"}
     return loss, loss, {**student, "teacher_steps": steps, "teacher_guidance": guidance}
 
 

@@ -8,13 +8,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import safetensors
 import torch
 from diffusers import ControlNetModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
-from pipeline import Cameras, Zero123PlusPipeline
+from pipeline import SCHEDULERS, Cameras, Zero123PlusPipeline
 
 ROOT = Path(__file__).resolve().parent.parent  # of this repository, which is the checkpoint that ships with it
 STUDENT = ROOT / "student"  # its LoRA for few steps, where there is one
@@ -313,8 +314,8 @@ def find_lora(name: str | Path) -> tuple[Path, str]:
 
 
 def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
-    """Merges a LoRA into a pipeline's weights, so that it takes no time in any step. One of a student brings its steps
-    and guidance scale.
+    """Merges a LoRA into a pipeline's weights, so that it takes no time in any step. A student's brings its steps,
+    guidance scale and scheduler.
 
     Args:
         pipe: changed in place.
@@ -322,8 +323,8 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
         scale: its strength.
 
     Raises:
-        ValueError: if there is none, it was trained for other cameras than the pipeline's, diffusers does not load all
-            of its layers, or the package peft is missing.
+        ValueError: if there is none, it was trained for other cameras than the pipeline's or brings a scheduler that
+            is not in `pipeline.SCHEDULERS`, diffusers does not load all of its layers, or the package peft is missing.
     """
     if not importlib.util.find_spec("peft"):
         raise ValueError("`--lora` needs the package peft: `pip install -r requirements.txt`.")
@@ -333,6 +334,14 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
         set_cameras(pipe, record["cameras"], f"`--lora` {name}")
     for setting in {"num_inference_steps", "guidance_scale"} & set(record):
         pipe.register_to_config(**{f"default_{setting}": record[setting]})
+    if "scheduler" in record:
+        if record["scheduler"] not in sorted(SCHEDULERS):  # not hashed: it may be of any type
+            raise ValueError(
+                f"{folder / RUN_FILE} has the scheduler {record['scheduler']!r}, but must have one of"
+                f" {sorted(SCHEDULERS)}."
+            )
+        scheduler = getattr(diffusers, record["scheduler"])
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     with naming(name):
         with safetensors.safe_open(folder / weight_name, "np") as file:
             keys = list(file.keys())
