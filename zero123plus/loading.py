@@ -348,7 +348,11 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
         modules = {module for module, _ in pipe.unet.named_modules()}
         before = sum(".lora_A." in module for module in modules)
         options = {"weight_name": weight_name, "use_safetensors": True}
-        if any(key.startswith(LORA_PREFIXES) for key in keys):
+        if keys and all(
+            key.startswith("unet.") for key in keys
+        ):  # else diffusers warns of a text encoder without LoRA
+            pipe.unet.load_lora_adapter(str(folder), prefix="unet", **options)
+        elif any(key.startswith(LORA_PREFIXES) for key in keys):
             pipe.load_lora_weights(str(folder), **options)
         elif any(key.partition(".lora_")[0] in modules for key in keys):  # of `unet.save_lora_adapter`
             pipe.unet.load_lora_adapter(str(folder), prefix=None, **options)
