@@ -46,7 +46,8 @@ else
     vae=(--minutes 120 --perceptual 0.03)
     unet=(--steps 40000 --micro-batch-size $((64 / processes)) --mixed-precision "$precision")
     score=()
-    student=(--micro-batch-size $((32 / processes)) --mixed-precision "$precision" --lora-rank 32 --learning-rate 1e-3 --perceptual 8)
+    student=(--micro-batch-size $((32 / processes)) --mixed-precision "$precision" --lora-rank 32)
+    student+=(--learning-rate 1e-3 --teacher-guidance 3.5 --perceptual 8)
 fi
 
 python -m training.render "${train[@]}" --output "$out/train/toys"
