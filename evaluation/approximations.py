@@ -16,7 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    LCMScheduler,
+    UniPCMultistepScheduler,
+)
 from PIL import Image
 from tqdm import tqdm
 
@@ -42,6 +47,7 @@ SETTINGS = {
     "DPM++ 2M, 28 steps": (DPMSolverMultistepScheduler, 28, {}),
     "DPM++ 2M, 14 steps": (DPMSolverMultistepScheduler, 14, {}),
     "DPM++ 2M, 8 steps": (DPMSolverMultistepScheduler, 8, {}),
+    "LCM, 4 steps": (LCMScheduler, 4, {}),
     "UniPC, 14 steps": (UniPCMultistepScheduler, 14, {}),
     "UniPC, 8 steps": (UniPCMultistepScheduler, 8, {}),
     "bfloat16": (ANCESTRAL, 28, {"dtype": torch.bfloat16}),

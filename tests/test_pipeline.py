@@ -421,14 +421,19 @@ def test_every_scheduler_brings_the_reference_to_its_time_step(pipe, run, name):
         assert float(sample.mean()) / 1000 == pytest.approx(float(alphas[round(t)]) ** 0.5, abs=0.02), t
 
 
-@pytest.mark.parametrize("name", ("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "LCMScheduler"))
+@pytest.mark.parametrize("name", ("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "TCDScheduler"))
 def test_other_schedulers_are_refused(pipe, picture, run, name):
     pipe.scheduler = getattr(diffusers, name)()
     with pytest.raises(ValueError, match=f"The scheduler is a {name}"):
         run(pipe, picture)
 
 
-STOCHASTIC = {"DDPMScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"}
+STOCHASTIC = {
+    "DDPMScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "LCMScheduler",
+}
 
 
 @pytest.mark.parametrize("name", sorted(pipeline.SCHEDULERS))
