@@ -97,9 +97,9 @@ IMAGE_SCALE = IMAGE_MEAN / IMAGE_STD  # the tile, in [-1, 1], is scaled alike
 LATENT_SHIFT = 0.22
 LATENT_SCALE = 0.75
 
-# The schedulers whose results agree with Euler's, all of diffusers' `KarrasDiffusionSchedulers`, and LCM's for few steps,
-# which places its time steps itself. Left out are DPMSolverSDEScheduler, which draws its noise from a generator of its
-# own, and EDMEulerScheduler, whose model input is scaled for networks of another kind.
+# The schedulers whose results agree with Euler's, all of diffusers' `KarrasDiffusionSchedulers`, and LCM's for few
+# steps, which places its time steps itself. Left out are DPMSolverSDEScheduler, which draws its noise from a generator
+# of its own, and EDMEulerScheduler, whose model input is scaled for networks of another kind.
 SCHEDULERS = {
     "DDIMScheduler",
     "DDPMScheduler",
