@@ -177,7 +177,9 @@ def read_predictions(folder: Path, objects: list[Path], size: tuple[int, int]) -
 
 
 def diversity_and_time(pipe, folders: list[Path], sampling: Sampling) -> dict:
-    """What two seeds of a checkpoint's tiles differ by, and its UNet's processor time, as columns of the table."""
+    """What two seeds of a checkpoint's tiles differ by, and its UNet's processor time a tile, as columns of the table.
+    The time is that of the median batch, because other programs can lengthen one.
+    """
     begun, seconds = [], []
     hooks = [
         pipe.unet.register_forward_pre_hook(lambda *_: begun.append(time.process_time())),
@@ -187,7 +189,10 @@ def diversity_and_time(pipe, folders: list[Path], sampling: Sampling) -> dict:
     for hook in hooks:
         hook.remove()
     difference = float(np.sqrt(np.square(tiles[0] - tiles[1]).mean()))
-    return {"diversity": difference, "denoising": sum(seconds) / (2 * len(folders))}
+    count = 2 * len(folders)
+    sizes = [min(sampling.batch_size, count - start) for start in range(0, count, sampling.batch_size)]
+    batches = np.reshape(seconds, (len(sizes), -1)).sum(1) / sizes
+    return {"diversity": difference, "denoising": float(np.median(batches))}
 
 
 def one_step(pipe, folders: list[Path], batch_size: int, condition: str | None = None) -> dict:
