@@ -134,8 +134,8 @@ class StudentLoss:
             x0 = alpha * x - sigma * v
             yield x0
             if k + 1 < len(self.timesteps):
-                noise = sigma * x + alpha * v
-                x = (self.alphas[k + 1] * x0 + self.sigmas[k + 1] * noise).detach()
+                own_noise = sigma * x + alpha * v
+                x = (self.alphas[k + 1] * x0 + self.sigmas[k + 1] * own_noise).detach()
 
     def predictions(self, model: torch.nn.Module, pictures, seeds: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """The student's x0^k for each of its steps, shape (K, B, C, 3 h, 2 w), and the teacher's x0*.

@@ -348,9 +348,8 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
         modules = {module for module, _ in pipe.unet.named_modules()}
         before = sum(".lora_A." in module for module in modules)
         options = {"weight_name": weight_name, "use_safetensors": True}
-        if keys and all(
-            key.startswith("unet.") for key in keys
-        ):  # else diffusers warns of a text encoder without LoRA
+        if keys and all(key.startswith("unet.") for key in keys):
+            # Not `pipe.load_lora_weights`, which would warn of a text encoder without layers
             pipe.unet.load_lora_adapter(str(folder), prefix="unet", **options)
         elif any(key.startswith(LORA_PREFIXES) for key in keys):
             pipe.load_lora_weights(str(folder), **options)
