@@ -22,7 +22,6 @@ from diffusers import ControlNetModel, DiffusionPipeline
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import filter_repo_objects
 
-from evaluation.evaluate import read
 from zero123plus import loading
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,21 +61,18 @@ def test_shipped_controlnets_decide_what_the_shipped_checkpoint_makes(name):
 
 
 def test_the_shipped_student_is_sharper_than_as_many_steps_without_it():
-    """But not than the true views, as noise would be."""
+    """And at most a tenth sharper than its teacher with the guidance scale that it learned from, as noise would be."""
     pipe = loading.Checkpoint(ROOT, "cpu").load()
     picture = PIL.Image.open(ROOT / "examples" / "images" / "cactus.png")
 
-    def sharpness(tile):
+    def sharpness(**options):
+        tile = pipe(picture, generator=torch.Generator().manual_seed(0), output_type="np", **options).images[0]
         return sum(np.abs(np.diff(tile, axis=axis)).mean() for axis in (0, 1))
 
-    def made(**options):
-        return pipe(picture, generator=torch.Generator().manual_seed(0), output_type="np", **options).images[0]
-
-    truth = sharpness(read(ROOT / "evaluation" / "objects" / "Blend_Swap_CC-0_cactus" / "views.webp"))
-    plain = sharpness(made(num_inference_steps=2, guidance_scale=1.0))
+    teacher, plain = sharpness(guidance_scale=3.5), sharpness(num_inference_steps=2, guidance_scale=1.0)
     loading.add_lora(pipe, loading.STUDENT)
     assert (pipe.config.default_num_inference_steps, pipe.config.default_guidance_scale) == (2, 1.0)
-    assert 1.1 * plain < sharpness(made()) < truth
+    assert 1.1 * plain < sharpness() < 1.1 * teacher
 
 
 def test_other_checkpoint_loads_with_this_repository_as_custom_pipeline(pipe, run, tmp_path):

@@ -360,7 +360,11 @@ def build_losses(o: Options, pipe: Zero123PlusPipeline, accelerator: Accelerator
     loss = StudentLoss(pipe, accelerator.device, o.student_steps, steps, guidance, dtype, o.perceptual)
     pipe.register_to_config(default_num_inference_steps=o.student_steps, default_guidance_scale=1.0)
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
-    student = {"num_inference_steps": o.student_steps, "guidance_scale": 1.0, "scheduler": "EulerDiscreteScheduler"}
+    student = {
+        "num_inference_steps": o.student_steps,
+        "guidance_scale": 1.0,
+        "scheduler": type(pipe.scheduler).__name__,
+    }
     return loss, loss, {**student, "teacher_steps": steps, "teacher_guidance": guidance}
 
 
