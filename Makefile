@@ -12,4 +12,4 @@ format:
 	ruff format .
 
 mini:
-	bash training/run_all.sh
+	bash lab/recipe.sh

@@ -17,7 +17,9 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     options.add_checkpoint_options(add)
     add("--dtype", choices=options.DTYPES, help=options.DTYPE_HELP)
     add("--host", help="address to listen on; this machine alone if missing")
-    add("--port", type=options.number(int, 1, 65535), help="the first free one from 7860 if missing")
+    add(
+        "--port", type=options.number(int, 1, 65535), help="port to listen on; the first free one from 7860 if missing"
+    )
     return parser.parse_args(argv)
 
 

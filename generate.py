@@ -35,22 +35,37 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--dtype", choices=options.DTYPES, help=options.DTYPE_HELP)
     add("--steps", type=options.count, help="denoising steps; the checkpoint's if missing")
     add("--guidance", type=options.scale, help="guidance scale; the checkpoint's if missing")
-    add("--seed", type=options.seed, default=0, help="of every picture")
+    add("--seed", type=options.seed, default=0, help="seed of every picture")
     add("--batch-size", type=options.count, default=1, help="pictures at a time")
     background = parser.add_mutually_exclusive_group().add_argument
-    background("--keep-background", action="store_true", help="of pictures; it is removed if it can be, if missing")
-    background("--remove-background", action="store_true", help="of pictures, and fail where it cannot be")
+    background(
+        "--keep-background",
+        action="store_true",
+        help="leave backgrounds as they are; else they are removed if they can be",
+    )
+    background(
+        "--remove-background", action="store_true", help="remove backgrounds, and fail where one cannot be removed"
+    )
     add(
         "--foreground-ratio", type=options.ratio, help="recentre: the object's larger side as a share of the picture's"
     )
     add("--export", choices=options.EXPORTS, action="append", default=[], help="also write the views for this program")
-    add("--faces", type=options.count, default=options.NUM_FACES, help="of the mesh of --export glb, about")
+    add(
+        "--faces",
+        type=options.count,
+        default=options.NUM_FACES,
+        help="about how many faces the mesh of --export glb has",
+    )
     add("--upscale", type=int, choices=[options.SCALE], help="make the views this many times as large, by Real-ESRGAN")
-    add("--preview", action="store_true", help="show a batch's first picture in NAME.preview.png while it forms")
     add("--overwrite", action="store_true", help="replace results of an earlier run")
     add("--resume", action="store_true", help="leave out pictures whose results are there")
     add("--ray", metavar="ADDRESS", help="run on this Ray cluster ('auto': the one at hand), a model per worker")
-    add("--workers", type=options.count, default=1, help="on the Ray cluster, each with a GPU if --device is cuda")
+    add(
+        "--workers",
+        type=options.count,
+        default=1,
+        help="workers on the Ray cluster, each with a GPU if --device is cuda",
+    )
     return parser.parse_args(argv)
 
 
@@ -119,7 +134,6 @@ def main(argv: list[str] | None = None) -> int:
             exports=tuple(o.export),
             faces=o.faces,
             upscale=bool(o.upscale),
-            preview=o.preview,
             overwrite=o.overwrite,
             resume=o.resume,
         )

@@ -10,9 +10,8 @@ a UNet of 865,910,724 parameters, tiles of 960 x 640, pictures of 512 x 512. On 
 proportions. Both pipelines have the same weights and are timed by turns, so that other work of the machine slows both
 alike; the ratio is that of the medians. The baseline runs eagerly, as it is published. A batch is N tiles of one
 picture; a baseline that cannot make several in a call, as the published pipeline, makes them one after another. The
-difference is that of one tile's latents, for which both are given the same noise. "graphs" is eager with
-`zero123plus.cuda_graphs` and fused projections. Launches and host time are those of `evaluation.host`, on the CPU.
-Writes `--output` (JSON) and prints a table.
+difference is that of one tile's latents, for which both are given the same noise. Writes `--output` (JSON) and prints
+a table.
 """
 
 import json
@@ -21,7 +20,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -29,146 +28,26 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-)
 
-from pipeline import CAMERAS, ReferenceCache, Zero123PlusPipeline, install_reference_attention
-from training.mini import SCHEDULE, build_tokenizer, edges, reference_processor
-from zero123plus.cuda_graphs import CudaGraphs
+from pipeline import ReferenceCache, Zero123PlusPipeline, install_reference_attention
+from training.untrained import FULL, SMALL, Size, build
 from zero123plus.files import write_file
 from zero123plus.loading import choose_device
 from zero123plus.options import DTYPES, Parser, command, count
 
 from . import plain
 from .baseline import SharedNoise, load_baseline
-from .host import measure_host
 
-# `FULL` is the size of the public checkpoints: the reference has 64 x 64 latents, the tile 120 x 80. `SMALL` has the
-# same proportions, 32 x 32 and 60 x 40, for a CPU.
-FULL = {
-    "tile": (960, 640),
-    "picture": 512,
-    "unet": (320, 640, 1280, 1280),
-    "heads": [5, 10, 20, 20],
-    "layers": 2,
-    "vae": (128, 256, 512, 512),
-    "width": 1024,
-    "text": (23, 16, 77),
-    "vision": (32, 16, 1280, 5120, 224, 14),
-}
-SMALL = {
-    "tile": (480, 320),
-    "picture": 256,
-    "unet": (64, 128, 256),
-    "heads": [1, 2, 4],
-    "layers": 2,
-    "vae": (16, 32, 64, 64),
-    "width": 128,
-    "text": (4, 4, 77),
-    "vision": (4, 4, 128, 512, 112, 14),
-}
-# As deep as the public checkpoints, and narrow: what it costs is what the host does
-DEEP = {
-    "tile": (192, 128),
-    "picture": 64,
-    "unet": (32, 32, 32, 32),
-    "heads": [1, 1, 1, 1],
-    "layers": 2,
-    "vae": (32, 32, 32, 32),
-    "width": 32,
-    "text": (1, 1, 77),
-    "vision": (1, 1, 32, 32, 28, 14),
-}
 PARTS = ("reference pass", "denoising pass", "VAE", "encoders", "scheduler and rest")
 
 
-def build(size: dict, device: str, dtype: torch.dtype) -> Zero123PlusPipeline:
-    """A pipeline of the given size, `FULL` or `SMALL`, with random weights that are made on the device."""
-    levels, width = len(size["unet"]), size["width"]
-    text_layers, text_heads, tokens = size["text"]
-    vision_layers, vision_heads, hidden, intermediate, clip_size, patch = size["vision"]
-    tokenizer = build_tokenizer()
-    tokenizer.model_max_length = tokens  # the published pipeline pads to it
-    down, up = ["CrossAttnDownBlock2D"] * (levels - 1), ["CrossAttnUpBlock2D"] * (levels - 1)
-    text = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=text_layers,
-        num_attention_heads=text_heads,
-        max_position_embeddings=tokens,
-        hidden_act="gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=vision_layers,
-        num_attention_heads=vision_heads,
-        image_size=clip_size,
-        patch_size=patch,
-        projection_dim=width,
-        hidden_act="gelu",
-    )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    torch.manual_seed(0)
-    try:
-        with torch.device(device):
-            unet = UNet2DConditionModel(
-                sample_size=[edge // 8 for edge in size["tile"]],
-                block_out_channels=size["unet"],
-                down_block_types=(*down, "DownBlock2D"),
-                up_block_types=("UpBlock2D", *up),
-                layers_per_block=size["layers"],
-                attention_head_dim=size["heads"],
-                cross_attention_dim=width,
-                use_linear_projection=True,
-            )
-            vae = AutoencoderKL(
-                block_out_channels=size["vae"],
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                layers_per_block=2,
-                norm_num_groups=min(32, size["vae"][0]),
-                scaling_factor=0.18215,
-            )
-            text_encoder, vision_encoder = CLIPTextModel(text), CLIPVisionModelWithProjection(vision)
-    finally:
-        torch.set_default_dtype(before)
-    pipe = Zero123PlusPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=EulerAncestralDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing"),
-        vision_encoder=vision_encoder,
-        feature_extractor_clip=CLIPImageProcessor(**edges(clip_size)),
-        feature_extractor_vae=reference_processor(size["picture"]),
-        view_elevations=CAMERAS["v1.2"].elevations,
-        view_fov=CAMERAS["v1.2"].fov,
-    )
-    for module in (unet, vae, text_encoder, vision_encoder):
-        module.eval().requires_grad_(False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
-
-
 def compile_pipeline(pipe: Zero123PlusPipeline, **options):
-    """Prepares a pipeline as docs/speed.md recommends: channels last, fused projections, compiled UNet and VAE
-    decoder.
+    """Prepares a pipeline as docs/speed.md recommends: channels last, compiled UNet and VAE decoder.
 
     Args:
         pipe: the pipeline, on the device that it is to run on.
@@ -176,7 +55,6 @@ def compile_pipeline(pipe: Zero123PlusPipeline, **options):
     """
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.vae.to(memory_format=torch.channels_last)
-    pipe.unet.fuse_qkv_projections()
     pipe.unet = torch.compile(pipe.unet, fullgraph=True, **options)
     pipe.vae.decoder = torch.compile(pipe.vae.decoder, fullgraph=True, **options)
 
@@ -215,16 +93,16 @@ def stopwatch(pipe: Zero123PlusPipeline) -> Iterator[Counter]:
         handle.remove()
 
 
-def count_flops(pipe: Zero123PlusPipeline, size: dict, batch: int, steps: int) -> float:
+def count_flops(pipe: Zero123PlusPipeline, size: Size, batch: int, steps: int) -> float:
     """Floating-point operations of a guided call, in UNet and VAE decoder, counted on tensors without data."""
     meta = torch.device("meta")
     unet = UNet2DConditionModel.from_config(pipe.unet.config).to(meta)
     decoder = AutoencoderKL.from_config(pipe.vae.config).to(meta)
     install_reference_attention(unet)
-    factor, width = pipe.vae_scale_factor, size["width"]
-    rows, columns = (edge // factor for edge in size["tile"])
-    cache, reference = ReferenceCache(), size["picture"] // factor
-    text, time_step = torch.empty(2 * batch, size["text"][2], width, device=meta), torch.zeros((), device=meta)
+    factor, length = pipe.vae_scale_factor, size.text["max_position_embeddings"]
+    rows, columns = (edge // factor for edge in size.tile)
+    cache, reference = ReferenceCache(), size.picture // factor
+    text, time_step = torch.empty(2 * batch, length, size.width, device=meta), torch.zeros((), device=meta)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as step:
             for mode, n, shape in (("write", 1 + batch, (reference, reference)), ("read", 2 * batch, (rows, columns))):
@@ -259,34 +137,18 @@ def timed(call, device: torch.device) -> tuple[float, torch.Tensor]:
 
 
 @torch.no_grad()
-def make_tiles(which, steps: int, count: int, generator, picture: np.ndarray, size: dict) -> torch.Tensor:
+def make_tiles(which, steps: int, count: int, generator, picture: np.ndarray, size: Size) -> torch.Tensor:
     """Guided latents of `count` tiles of a picture by a pipeline, ours or a baseline."""
-    options = {"height": size["tile"][0], "width": size["tile"][1], "num_images_per_prompt": count}
+    options = {"height": size.tile[0], "width": size.tile[1], "num_images_per_prompt": count}
     options |= {"generator": generator, "output_type": "latent", "guidance_scale": 4.0}
     result = which(Image.fromarray(picture), num_inference_steps=steps, **options)
     return result if isinstance(result, torch.Tensor) else result.images
 
 
-def host_columns(baseline: Path, mode: str, steps: int) -> dict:
-    """The columns of [`host.measure_host`] for a mode."""
-    if mode == "compiled":
-        return {}
-    pipe = build(DEEP, "cpu", torch.float32)
-    other = load_baseline(baseline, pipe)
-    if mode == "graphs":
-        pipe.unet.fuse_qkv_projections()
-    picture = np.full((DEEP["picture"],) * 2 + (3,), 127, np.uint8)
-
-    def call(which):
-        return make_tiles(which, steps, 1, torch.Generator().manual_seed(0), picture, DEEP)
-
-    return measure_host(partial(call, pipe), partial(call, other), pipe, mode == "graphs", steps)
-
-
-def measure_setting(pipe, baseline, size: dict, batch: int, steps: int, repeats: int) -> dict:
+def measure_setting(pipe, baseline, size: Size, batch: int, steps: int, repeats: int) -> dict:
     """Times one setting. The first call of each pipeline is not counted, because it compiles and selects kernels."""
     device = pipe.device
-    picture = np.random.default_rng(0).integers(0, 256, (size["picture"], size["picture"], 3), dtype=np.uint8)
+    picture = np.random.default_rng(0).integers(0, 256, (size.picture, size.picture, 3), dtype=np.uint8)
 
     tiles = partial(make_tiles, picture=picture, size=size)
 
@@ -307,7 +169,7 @@ def measure_setting(pipe, baseline, size: dict, batch: int, steps: int, repeats:
 
     def latents_of_shared_noise(which):
         generator = torch.Generator().manual_seed(0)
-        with SharedNoise((4, *(edge // pipe.vae_scale_factor for edge in size["tile"])), generator):
+        with SharedNoise((4, *(edge // pipe.vae_scale_factor for edge in size.tile)), generator):
             return tiles(which, steps, 1, generator).float().cpu()
 
     systems = {"ours": pipe} | ({"baseline": baseline} if baseline else {})
@@ -371,12 +233,12 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines + [f"| {' | '.join(cell(row.get(column)) for column in columns)} |" for row in rows])
 
 
-def report(rows: list[dict], device: str, output: Path, **more):
-    """Prints the results and writes them, and `more` about how they were measured."""
+def report(rows: list[dict], device: str, output: Path):
+    """Prints the results and writes them."""
     machine = describe(device)
-    print(f"{'; '.join([machine, *(f'{name}: {value}' for name, value in more.items())])}\n\n{table(rows)}")
+    print(f"{machine}\n\n{table(rows)}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    record = {"machine": machine, **more, "results": rows}
+    record = {"machine": machine, "results": rows}
     write_file(output, (json.dumps(record, indent=2) + "\n").encode())
 
 
@@ -386,12 +248,12 @@ def main(argv: list[str] | None = None):
     parser = Parser("Time the pipeline.")
     add = parser.add_argument
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to run on")
-    add("--dtypes", nargs="+", choices=DTYPES, help="default: float16; float32 on a CPU")
-    add("--modes", nargs="+", choices=("eager", "graphs", "compiled"), default=["eager"], help="default: eager")
-    add("--batches", nargs="+", type=count, help="default: 1 4")
-    add("--steps", nargs="+", type=count, help="default: 28; 4 on a CPU")
+    add("--dtypes", nargs="+", choices=DTYPES, help="dtypes to time; float16, or float32 on a CPU, if missing")
+    add("--modes", nargs="+", choices=("eager", "compiled"), default=["eager"], help="ways to run")
+    add("--batches", nargs="+", type=count, help="tiles in a call; 1 and 4 if missing")
+    add("--steps", nargs="+", type=count, help="denoising steps; 28, or 4 on a CPU, if missing")
     add("--repeats", type=count, default=3, help="timed calls, of which the median is reported")
-    add("--size", choices=("full", "small"), help="default: full; small on a CPU")
+    add("--size", choices=("full", "small"), help="size of the model; full, or small on a CPU, if missing")
     add("--baseline", type=Path, default=Path(plain.__file__), help="file of a pipeline to time beside it")
     add("--output", type=Path, default=Path("out/benchmark.json"), help="file of the results, which is replaced")
     o = parser.parse_args(argv)
@@ -405,25 +267,19 @@ def main(argv: list[str] | None = None):
         for batch in o.batches or [1, 4]
         for steps in o.steps or [4 if on_cpu else 28]
     ]
-    rows, made, host = [], None, {}
+    rows, made = [], None
     for dtype, mode, batch, steps in tqdm(settings, unit="setting"):
         if made != (dtype, mode):
             pipe = baseline = None  # free the memory for the next pair
+            torch.manual_seed(0)
             pipe = build(size, o.device, dtype)
+            pipe.set_progress_bar_config(disable=True)
             baseline = load_baseline(o.baseline, pipe)
             if mode == "compiled":
                 compile_pipeline(pipe)
-            if mode == "graphs":
-                pipe.unet.fuse_qkv_projections()
             made = dtype, mode
         setting = {"dtype": str(dtype).removeprefix("torch."), "mode": mode, "batch": batch, "steps": steps}
-        if (mode, steps) not in host:
-            host[mode, steps] = host_columns(o.baseline, mode, steps)
-        row = {}
-        if mode != "graphs" or not on_cpu:
-            with CudaGraphs(pipe) if mode == "graphs" else nullcontext():
-                row = measure_setting(pipe, baseline, size, batch, steps, o.repeats)
-        rows.append(setting | row | host[mode, steps])
+        rows.append(setting | measure_setting(pipe, baseline, size, batch, steps, o.repeats))
     report(rows, o.device, o.output)
 
 

@@ -1,27 +1,23 @@
 """Scores a checkpoint, or the views that any system made, and the baselines on held-out objects.
 
     python -m evaluation.evaluate
-    python -m evaluation.evaluate --checkpoint sudo-ai/zero123plus-v1.2 --clip openai/clip-vit-large-patch14
+    python -m evaluation.evaluate --checkpoint sudo-ai/zero123plus-v1.2 --heldout evaluation/groups/mine
     python -m evaluation.evaluate --controlnet controlnet --condition depth --normals controlnet_normals
     python -m evaluation.evaluate --predictions DIR
-    python -m evaluation.evaluate --save-tiles DIR
-    python -m evaluation.evaluate --check
 
 Protocol: one input view an object, `--samples` samples of it (seed: place in the list + 1000 x sample), views of the
-size of the true ones (128 pixels in `evaluation/toys`; others are resampled by area) on grey 127, cameras of the
-held-out views around an object whose bounding sphere has radius 0.5. "tile" scores the six views tiled as one picture,
-as the paper does; "view" is the mean over single views. The mask is the object's (`pictures.foreground`); saturation
-is relative to the truth's; consistency is `metrics.hull_consistency`, which needs no truth; "one step" is the PSNR of
-the tile predicted in one step from t = 999. A ControlNet has a row of its own, in which it sees the true depth or
-normals. `--normals` names a ControlNet that makes normals of views, of which `zero123plus.mattes` makes mattes: a row
-has the mask IoU of the mattes of the true views. `--student` names a LoRA that needs few steps (`training.student`),
-which is compared with the checkpoint: "denoising" is the processor time of the UNet in seconds a tile, "diversity" the
-root mean square of what two seeds differ by, and `student.webp` has six objects in three rows each: the checkpoint's
-views, its student's, and its student's in one step. `--save-tiles` generates alone, on a machine with a GPU and
-without the packages that score, and `--predictions` scores these tiles elsewhere. The standard error of the mean over
-objects is behind each mean. Writes `results.json` (with the scores of each object), `results.md` and `views.webp`
-(rows of input, generated and true views). `--check` exits with 1 where a bar of `evaluation.bars` is missed; without
-`--checkpoint` it measures the ControlNets of this repository too.
+size of the true ones (others are resampled by area) on grey 127, cameras of the held-out views around an object whose
+bounding sphere has radius 0.5. The six views are scored tiled as one picture, as in the paper. The mask is the
+object's (`pictures.foreground`); saturation is relative to the truth's; consistency is `metrics.hull_consistency`,
+which needs no truth; "one step" is the PSNR of the tile predicted in one step from t = 999. A ControlNet has a row of
+its own, in which it sees the true depth or normals. `--normals` names a ControlNet that makes normals of views, of
+which `zero123plus.mattes` makes mattes: a row has the mask IoU of the mattes of the true views. `--student` names a
+LoRA that needs few steps (`training.student`), which is compared with the checkpoint: "denoising" is the processor
+time of the UNet in seconds a tile, "diversity" the root mean square of what two seeds differ by, and `student.webp`
+has six objects in three rows each: the checkpoint's views, its student's, and its student's in one step.
+`--predictions` scores tiles that were made elsewhere. Each folder of `--heldout` is a group with a table of its own;
+behind each mean over its objects is the standard error. Writes `results.json` (with the scores of each object),
+`results.md` and `views.webp` (rows of input, generated and true views).
 """
 
 import argparse
@@ -39,31 +35,34 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline import COLUMNS, ROWS, Cameras, Zero123PlusPipeline, load_pictures, split_views
+from training.data import channels_first, collate
 from training.loss import Denoiser, Zero123PlusLoss
 from zero123plus import loading
-from zero123plus.files import new_folder, write_file
+from zero123plus.files import write_file
 from zero123plus.mattes import view_without_background
 from zero123plus.options import Parser, add_checkpoint_options, command, count, parse_checkpoint, scale
 from zero123plus.pictures import foreground
 
-from . import bars, metrics
-from .bars import GROUPS
-from .heldout import FOLDERS, SHOWN, cameras_of, group_of
+from . import metrics
+from .heldout import GROUPS, SHOWN, cameras_of
+
+OURS, COPY, MATTES = "this checkpoint", "copy of the input", "mattes of the true views"
+STUDENT, STUDENT_STEP, ONE_STEP = "its student", "its student, 1 step", "this checkpoint, 1 step"
+BASELINES = (COPY, "nearest training object", "mean training tile")
 
 
-def read(path: Path) -> np.ndarray:
+def controlled(condition: str) -> str:
+    """The name of the system that sees the true depth or normals besides the picture."""
+    return f"with the true {condition}"
+
+
+def read_on_grey(path: Path) -> np.ndarray:
     """A picture on grey, float32 of shape (H, W, 3) in [0, 1]."""
     with Image.open(path) as picture:
         return np.asarray(load_pictures(picture, str(path))[0], np.float32) / 255
 
 
-def score(
-    tile: np.ndarray,
-    truth: np.ndarray,
-    mask: np.ndarray,
-    cameras: Cameras,
-    clip: metrics.ClipSimilarity | None = None,
-) -> dict:
+def score(tile: np.ndarray, truth: np.ndarray, mask: np.ndarray, cameras: Cameras) -> dict:
     """All measures of one object.
 
     Args:
@@ -71,19 +70,11 @@ def score(
         truth: likewise.
         mask: true mask, shape (H, W).
         cameras: of the views.
-        clip: to measure CLIP similarity too.
     """
-    views, true_views = split_views(tile[None])[0], split_views(truth[None])[0]
+    views = split_views(tile[None])[0]
     masks, true_masks = foreground(views), split_views(mask[None, ..., None])[0][..., 0]
     result = {"tile PSNR": metrics.psnr(tile, truth), "tile SSIM": metrics.ssim(tile, truth)}
     result["tile LPIPS"] = metrics.lpips(tile, truth)
-    if clip:
-        result["tile CLIP"] = clip(tile, truth)
-    for name, measure in (("PSNR", metrics.psnr), ("SSIM", metrics.ssim)):
-        result[f"view {name}"] = float(np.mean([measure(a, b) for a, b in zip(views, true_views)]))
-    result["view LPIPS"] = metrics.lpips(np.stack(views), np.stack(true_views))
-    if clip:
-        result["view CLIP"] = clip(np.stack(views), np.stack(true_views))
     result["mask IoU"] = metrics.mask_iou(masks, true_masks)
     result["saturation"] = metrics.saturation(tile, mask) / max(metrics.saturation(truth, mask), 1e-6)
     result["consistency"] = metrics.hull_consistency(masks, cameras.poses(), cameras.intrinsics(*views.shape[1:3]))
@@ -201,15 +192,15 @@ def one_step(pipe, folders: list[Path], batch_size: int, condition: str | None =
     """
     samples = [
         {
-            "image": load_pictures(Image.open(path / "input.webp"), "input")[0],
-            "tile": torch.from_numpy(read(path / "views.webp")).permute(2, 0, 1) * 2 - 1,
+            "image": channels_first(np.asarray(load_pictures(Image.open(path / "input.webp"), "input")[0])),
+            "tile": channels_first(np.asarray(load_pictures(Image.open(path / "views.webp"), "views")[0])),
         }
         for path in folders
     ]
     for sample, tile in zip(samples, control_tiles(folders, condition) or []):
-        sample["control"] = torch.from_numpy(np.array(tile)).permute(2, 0, 1) / 127.5 - 1
+        sample["control"] = channels_first(np.array(tile))
     loss = Zero123PlusLoss(pipe, pipe.device)
-    measured = loss.validate(Denoiser.of(pipe).to(pipe.device), samples, batch_size)
+    measured = loss.validate(Denoiser.of(pipe).to(pipe.device), collate(samples), batch_size)
     with_, without = measured["psnr_t999_with"], measured["psnr_t999_without"]
     return {
         "one step": with_,
@@ -219,25 +210,21 @@ def one_step(pipe, folders: list[Path], batch_size: int, condition: str | None =
     }
 
 
-def markdown(
-    title: str, table: dict[str, dict], errors: dict[str, dict] | None = None, mark: float | None = None
-) -> str:
+def markdown(title: str, table: dict[str, dict], errors: dict[str, dict]) -> str:
     """A table with a row for each system; a dash where a system has no such measure.
 
     Args:
         title: of the first column.
         table: by system, its means.
         errors: by system, their standard errors.
-        mark: what is more than so many standard errors from 0 is in bold type.
     """
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
 
     def cell(name: str, column: str) -> str:
         if column not in table[name]:
             return "-"
-        value, error = table[name][column], (errors or {}).get(name, {}).get(column)
-        text = f"{value:.3f}" + (f" ± {error:.3f}" if error else "")
-        return f"**{text}**" if mark and error and abs(value) > mark * error else text
+        error = errors.get(name, {}).get(column)
+        return f"{table[name][column]:.3f}" + (f" ± {error:.3f}" if error else "")
 
     lines = [f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(cell(name, column) for column in columns)} |" for name in table]
@@ -254,31 +241,17 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--normals", help="folder or Hub name of a ControlNet that makes normals, to score mattes")
     add("--student", help="folder or Hub name of a LoRA of few steps, compared with the checkpoint")
     add("--predictions", type=Path, help="folder of tiles of any system, scored in place of a checkpoint")
-    add(
-        "--save-tiles", type=Path, help="new folder, into which the tiles are written as NAME.png without scoring them"
-    )
-    add("--heldout", type=Path, nargs="+", default=FOLDERS, help="folders of objects, of evaluation.heldout")
+    add("--heldout", type=Path, nargs="+", default=GROUPS, help="groups of objects, of evaluation.heldout")
     add("--output", type=Path, default=Path("out/evaluation"), help="folder of the results, which are replaced")
     add("--steps", type=count, help="denoising steps; the checkpoint's if missing")
     add("--guidance", type=scale, help="guidance scale; the checkpoint's if missing")
-    add("--check", action="store_true", help="exit with 1 where a bar of evaluation.bars is missed")
-    add("--samples", type=count, default=1, help="a picture; their scores are averaged")
-    add("--clip", help="folder or Hub name of a CLIP model, to measure CLIP similarity too")
+    add("--samples", type=count, default=1, help="tiles of each picture, whose scores are averaged")
     add("--limit", type=count, help="score only N objects of each group, evenly spread over it")
     add("--batch-size", type=count, default=4, help="tiles at a time; more are faster on a GPU")
     o = parser.parse_args(argv)
     if o.predictions and (o.controlnet or o.normals or o.student):
         name = "--controlnet" if o.controlnet else "--normals" if o.normals else "--student"
         parser.error(f"`{name}` changes nothing about the pictures of `--predictions`: leave one of them out.")
-    if o.predictions and o.check:
-        parser.error("`--check` checks the bars of a checkpoint, and `--predictions` is none: leave one of them out.")
-    if o.predictions and o.save_tiles:
-        parser.error("`--save-tiles` makes tiles, and `--predictions` scores tiles that are there: leave one out.")
-    if o.check and not (o.checkpoint or o.predictions):
-        o.controlnet = o.controlnet or loading.ROOT / "controlnet"
-        o.normals = o.normals or loading.ROOT / "controlnet_normals"
-        if not o.student and loading.STUDENT.is_dir():
-            o.student = loading.STUDENT
     return o
 
 
@@ -293,24 +266,22 @@ def mean_and_error(rows: list[dict]) -> tuple[dict, dict]:
 
 
 def find_objects(heldout: list[Path], condition: str | None, limit: int | None) -> dict[str, list[Path]]:
-    """The folders of the held-out objects, by group.
+    """The folders of the held-out objects, by the name of their group.
 
     Args:
-        heldout: folders of them.
+        heldout: folders of groups.
         condition: what a ControlNet is to see, if there is one.
         limit: only so many of each group, evenly spread over it; 0: none.
 
     Raises:
         ValueError: if there are none, or they lack the condition.
     """
-    groups = {group: [] for group in GROUPS}
+    groups = {}
     for folder in heldout:
         paths = sorted(path.parent for path in folder.glob("*/views.webp"))
         if not paths:
             raise ValueError(f"`--heldout` {folder} has no objects: make them with `python -m evaluation.heldout`.")
-        for path in paths:
-            groups[group_of(path.name)].append(path)
-    groups = {name: members for name, members in groups.items() if members}
+        groups[folder.name] = paths
     for name, members in groups.items() if limit is not None else ():
         step = max(1, len(members) // max(1, limit))
         groups[name] = members[step // 2 :: step][:limit]
@@ -355,7 +326,7 @@ def measure_checkpoint(
         mattes = matte_iou(pipe, everything, sampling)
         pipe.controlnet = None
     for condition, controlnet in {None: None, **controlnets}.items():
-        name = bars.controlled(condition) if condition else bars.OURS
+        name = controlled(condition) if condition else OURS
         if controlnet:
             loading.load_controlnet(pipe, controlnet)
         tiles[name] = generate(pipe, everything, size, sampling, condition)
@@ -363,27 +334,20 @@ def measure_checkpoint(
             steps[group][name] = one_step(pipe, members, sampling.batch_size, condition)
     pipe.controlnet = None
     if student:
-        tiles[bars.ONE_STEP] = generate(pipe, everything, size, replace(sampling, steps=1))
+        tiles[ONE_STEP] = generate(pipe, everything, size, replace(sampling, steps=1))
         for group, members in groups.items():
-            steps[group][bars.OURS] |= diversity_and_time(pipe, members[:8], sampling)
+            steps[group][OURS] |= diversity_and_time(pipe, members[:8], sampling)
         loading.add_lora(pipe, student)
         sampling = replace(sampling, steps=None, guidance=None)  # the student's own
-        tiles[bars.STUDENT] = generate(pipe, everything, size, sampling)
-        tiles[bars.STUDENT_STEP] = generate(pipe, everything, size, replace(sampling, steps=1))
+        tiles[STUDENT] = generate(pipe, everything, size, sampling)
+        tiles[STUDENT_STEP] = generate(pipe, everything, size, replace(sampling, steps=1))
         for group, members in groups.items():
-            steps[group][bars.STUDENT] = diversity_and_time(pipe, members[:8], sampling)
+            steps[group][STUDENT] = diversity_and_time(pipe, members[:8], sampling)
     return tiles, steps, mattes
 
 
-def save_tiles(target: Path, tiles: np.ndarray, objects: list[Path]):
-    """Writes the tiles of N objects, shape (N, H, W, 3), into a folder that appears whole."""
-    with new_folder(target) as folder:
-        for path, tile in zip(objects, tiles):
-            Image.fromarray(np.round(tile * 255).astype(np.uint8)).save(folder / f"{path.name}.png")
-
-
 def score_systems(
-    systems: dict[str, np.ndarray], objects: list[Path], cameras: Cameras, clip: metrics.ClipSimilarity | None
+    systems: dict[str, np.ndarray], objects: list[Path], cameras: Cameras
 ) -> dict[tuple[str, Path], dict]:
     """The measures of each object, by system and object, the mean over samples.
 
@@ -391,15 +355,14 @@ def score_systems(
         systems: by name, tiles of shape (samples, N, H, W, 3).
         objects: N folders of held-out objects.
         cameras: of the views.
-        clip: see [`score`].
     """
     jobs = [(name, i) for name in systems for i in range(len(objects))]
 
     def score_job(job: tuple[str, int]) -> dict:
         name, i = job
-        truth = read(objects[i] / "views.webp")
+        truth = read_on_grey(objects[i] / "views.webp")
         mask = np.asarray(Image.open(objects[i] / "views.webp"))[..., 3] > 127
-        return mean_and_error([score(tile[i], truth, mask, cameras, clip) for tile in systems[name]])[0]
+        return mean_and_error([score(tile[i], truth, mask, cameras) for tile in systems[name]])[0]
 
     # The first alone, because it loads and computes what the others share
     with ThreadPoolExecutor(4) as pool, tqdm(total=len(jobs), unit="object") as bar:
@@ -428,7 +391,7 @@ def summarise(
     }
     if mattes:
         for group, members in groups.items():
-            scores[group][bars.MATTES] = {path.name: {"mask IoU": mattes[path]} for path in members}
+            scores[group][MATTES] = {path.name: {"mask IoU": mattes[path]} for path in members}
     results, errors = {}, {}
     for group, table in scores.items():
         both = {name: mean_and_error(list(rows.values())) for name, rows in table.items()}
@@ -437,7 +400,7 @@ def summarise(
     return results, errors, scores
 
 
-def draw(inputs: np.ndarray, tiles: np.ndarray, truths: np.ndarray) -> Image.Image:
+def comparison_picture(inputs: np.ndarray, tiles: np.ndarray, truths: np.ndarray) -> Image.Image:
     """A picture with a row for each object: input, generated views, true views."""
     height = split_views(tiles[:1]).shape[2]
     gap = np.ones((height, 8, 3))
@@ -449,56 +412,42 @@ def draw(inputs: np.ndarray, tiles: np.ndarray, truths: np.ndarray) -> Image.Ima
     return Image.fromarray(np.round(np.concatenate(rows) * 255).astype(np.uint8))
 
 
-@command
-def main(argv: list[str] | None = None):
-    """The command line."""
-    o = parse_options(argv)
+def evaluate(o: argparse.Namespace) -> dict:
+    """Scores what the options say, and writes and prints the results. Returns the measures by group and system."""
     condition = o.condition if o.controlnet else None
     groups, (cameras, *others) = find_objects(o.heldout, condition, o.limit), map(cameras_of, o.heldout)
-    if not all(map(cameras.agree, others)):
+    if any(other != cameras for other in others):
         raise ValueError(f"`--heldout` {', '.join(map(str, o.heldout))} have different cameras: score one at a time.")
     everything = [path for members in groups.values() for path in members]
     sampling = Sampling(o.steps, o.guidance, o.samples, o.batch_size)
-    if o.save_tiles and o.save_tiles.exists():
-        raise ValueError(f"`--save-tiles` {o.save_tiles} exists: choose a new folder.")
     if not o.predictions:
         checkpoint = parse_checkpoint(o, "float32")
         print(checkpoint.describe(), file=sys.stderr)
         pipe = checkpoint.load()
-        if not pipe.cameras.agree(cameras):
+        if pipe.cameras != cameras:
             raise ValueError(f"The checkpoint has the cameras {pipe.cameras}, but the held-out views {cameras}.")
         pipe.set_progress_bar_config(disable=True)
-    if o.save_tiles:
-        if o.controlnet:
-            loading.load_controlnet(pipe, o.controlnet)
-        tiles = generate(pipe, everything, pipe.default_size, sampling, condition)[0]
-        return save_tiles(o.save_tiles, tiles, everything)
 
     # 1. Tiles
-    truths = np.stack([read(path / "views.webp") for path in everything])
+    truths = np.stack([read_on_grey(path / "views.webp") for path in everything])
     size = truths.shape[1:3]
-    clip = metrics.ClipSimilarity(o.clip, loading.choose_device(o.device)) if o.clip else None
     if o.predictions:
         tiles, steps, mattes = {"predictions": read_predictions(o.predictions, everything, size)}, {}, {}
     else:
         controlnets = {condition: o.controlnet} if condition else {}
         tiles, steps, mattes = measure_checkpoint(pipe, groups, size, sampling, controlnets, o.normals, o.student)
-    inputs = np.stack([read(path / "input.webp") for path in everything])
+    inputs = np.stack([read_on_grey(path / "input.webp") for path in everything])
     systems = tiles | {
-        "copy of the input": np.tile(inputs, (1, ROWS, COLUMNS, 1))[None],
-        "nearest training object": np.stack([read(path / "nearest.webp") for path in everything])[None],
-        "mean training tile": np.stack([read(path.parent / "mean.webp") for path in everything])[None],
+        COPY: np.tile(inputs, (1, ROWS, COLUMNS, 1))[None],
+        BASELINES[1]: np.stack([read_on_grey(path / "nearest.webp") for path in everything])[None],
+        BASELINES[2]: np.stack([read_on_grey(path.parent / "mean.webp") for path in everything])[None],
         "true views": truths[None],
     }
 
     # 2. Scores
-    rows = score_systems(systems, everything, cameras, clip)
+    rows = score_systems(systems, everything, cameras)
     results, errors, scores = summarise(groups, rows, steps, mattes)
     text = [markdown(f"{name} ({len(groups[name])})", table, errors[name]) for name, table in results.items()]
-    passed = True
-    if not o.predictions:
-        lines, passed = bars.report(results)
-        text.append("\n".join(lines) + "\n")
     print("\n".join(text))
 
     # 3. Results
@@ -510,18 +459,23 @@ def main(argv: list[str] | None = None):
         for group, table in results.items()
     }
     write_file(o.output / "results.json", (json.dumps(record, indent=2) + "\n").encode())
-    pictures = {"views.webp": draw(inputs, tiles[first][0], truths)}
+    pictures = {"views.webp": comparison_picture(inputs, tiles[first][0], truths)}
     if o.student:
-        compared = (bars.OURS, bars.STUDENT, bars.STUDENT_STEP)
         few = range(0, len(everything), -(-len(everything) // 6))
-        shown = np.stack([tiles[name][0, i] for i in few for name in compared])
-        pictures["student.webp"] = draw(np.repeat(inputs[few], 3, 0), shown, np.repeat(truths[few], 3, 0))
+        shown = np.stack([tiles[name][0, i] for i in few for name in (OURS, STUDENT, STUDENT_STEP)])
+        repeated = np.repeat(inputs[few], 3, 0), shown, np.repeat(truths[few], 3, 0)
+        pictures["student.webp"] = comparison_picture(*repeated)
     for name, picture in pictures.items():
         file = io.BytesIO()
         picture.save(file, "WEBP", quality=90)
         write_file(o.output / name, file.getvalue())
-    if o.check and not passed:
-        raise SystemExit(1)
+    return results
+
+
+@command
+def main(argv: list[str] | None = None):
+    """The command line."""
+    evaluate(parse_options(argv))
 
 
 if __name__ == "__main__":

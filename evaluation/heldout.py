@@ -1,9 +1,7 @@
-"""Makes the fixed list of held-out objects that `evaluation.evaluate` scores, from renders.
+"""Makes a group of held-out objects that `evaluation.evaluate` scores, from renders.
 
-    python -m training.render --names evaluation/toys.txt --output data/toys_heldout
-    python -m evaluation.heldout --renders data/toys_heldout --train-data data/toys --output evaluation/toys
-    python -m training.render --objects *.sh3f --only evaluation/objects.jsonl --output data/objects_heldout
-    python -m evaluation.heldout --renders data/objects_heldout --train-data data/objects --output evaluation/objects
+    python -m training.render --objects heldout_meshes --output data/heldout
+    python -m evaluation.heldout --renders data/heldout --train-data data/train --output evaluation/groups/mine
 
 For each object `OUTPUT/NAME/` gets `input.webp`, `views.webp` (the true tile), both RGBA, `depth.webp` and
 `normals.webp` as a ControlNet sees them, and `nearest.webp` (the tile of the training sample whose input looks most
@@ -17,46 +15,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline import Cameras
-from training.data import (
-    CONDITIONS,
-    INPUTS,
-    UNSEEN_KINDS,
-    VARIANTS,
-    TileDataset,
-    on_grey,
-    select_views,
-    show_targets,
-)
+from pipeline import CAMERAS, Cameras, check_cameras
+from training.data import CONDITIONS, INPUTS, VARIANTS, TileDataset, on_grey, select_views, show_targets
 from training.shards import index_shards, read_member, read_object
 from zero123plus.files import write_file
 from zero123plus.loading import read_json
 from zero123plus.options import Parser, command
 from zero123plus.pictures import to_tile
 
-from .bars import NEW, OTHERS, SISTERS, TRAINED, UNSEEN
-
 logger = logging.getLogger(__name__)
 
-FOLDERS = [Path(__file__).parent / name for name in ("objects", "toys")]
+GROUPS = sorted(path for path in (Path(__file__).parent / "groups").iterdir() if path.is_dir())
 SHOWN = ("depth", "normals")  # conditions of which a picture is kept
 THUMBNAIL = 32  # pixels of the edge at which inputs are compared
-TOYS = [line.rpartition("-") for line in (Path(__file__).parent / "toys.txt").read_text().split()]
-KINDS = {kind for kind, _, _ in TOYS}
-OBJECTS = {  # by id, whether no object of its name is trained
-    record["object"]: record["whole_name"]
-    for record in map(json.loads, (Path(__file__).parent / "objects.jsonl").read_text().splitlines())
-}
-
-
-def group_of(name: str) -> str:
-    """The group that an object is reported in. Toys are named KIND-SEED."""
-    if name in OBJECTS:
-        return NEW if OBJECTS[name] else SISTERS
-    kind, _, seed = name.rpartition("-")
-    if kind not in KINDS or not seed.isdecimal():
-        return OTHERS
-    return UNSEEN if kind in UNSEEN_KINDS else TRAINED
 
 
 def cameras_of(folder: Path) -> Cameras:
@@ -71,7 +42,8 @@ def cameras_of(folder: Path) -> Cameras:
     if preset is None:
         logger.warning("%s does not say its cameras, and those of v1.2 are assumed.", folder)
         preset = "v1.2"
-    return Cameras.named(preset, path)
+    check_cameras(preset, path)
+    return CAMERAS[preset]
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:

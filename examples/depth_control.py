@@ -32,7 +32,7 @@ def render_depth(mesh: Path, size: int, cameras: Cameras) -> Image.Image:
         cameras: of the views.
     """
     blender.reset_scene(1)
-    blender.load_object({"source": "file", "path": str(mesh)})
+    blender.load_object({"path": str(mesh)})
     blender.normalise()
     with tempfile.TemporaryDirectory() as folder:
         views = [blender.render_view(camera, size, folder)["depth"] for camera in blender.tile_cameras(cameras)]
@@ -51,11 +51,11 @@ def main(argv: list[str] | None = None):
     add(
         "--controlnet",
         default=str(loading.ROOT / "controlnet"),
-        help="folder, run or Hub name, of training.train_controlnet; the shipped checkpoint's if missing",
+        help="folder, run or Hub name of a ControlNet; the shipped checkpoint's if missing",
     )
-    add("--scale", type=scale, default=0.75, help="of the ControlNet")
+    add("--scale", type=scale, default=0.75, help="strength of the ControlNet")
     add("--steps", type=count, default=36)
-    add("--guidance", type=scale, help="default: the checkpoint's")
+    add("--guidance", type=scale, help="guidance scale; the checkpoint's if missing")
     o = parser.parse_args(argv)
     if o.output.exists():
         raise ValueError(f"{o.output} exists: choose a new --output.")

@@ -34,10 +34,10 @@ def main(argv: list[str] | None = None):
     parser.add_argument(
         "--controlnet",
         default=str(loading.ROOT / "controlnet_normals"),
-        help="folder, run or Hub name, of training.train_controlnet; the shipped checkpoint's if missing",
+        help="folder, run or Hub name of a ControlNet; the shipped checkpoint's if missing",
     )
     parser.add_argument("--steps", type=count, default=28)
-    parser.add_argument("--guidance", type=scale, help="default: the checkpoint's")
+    parser.add_argument("--guidance", type=scale, help="guidance scale; the checkpoint's if missing")
     o = parser.parse_args(argv)
     if o.output.exists():
         raise ValueError(f"{o.output} exists: choose a new --output.")
@@ -50,10 +50,7 @@ def main(argv: list[str] | None = None):
         tile = load_pictures(truth, "--tile")[0]
     else:
         tile = pipe(
-            picture,
-            num_inference_steps=o.steps,
-            guidance_scale=o.guidance,
-            generator=torch.Generator().manual_seed(0),
+            picture, num_inference_steps=o.steps, guidance_scale=o.guidance, generator=torch.Generator().manual_seed(0)
         ).images[0]
 
     # 2. Their normals

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--keep-background", action="store_true", help="do not cut the object out")
     parser.add_argument("--foreground-ratio", type=ratio, default=FOREGROUND_RATIO)
     parser.add_argument("--text-steps", type=count, default=30)
-    parser.add_argument("--steps", type=count, help="default: the checkpoint's")
+    parser.add_argument("--steps", type=count, help="denoising steps; the checkpoint's if missing")
     parser.add_argument("--seed", type=seed, default=0)
     o = parser.parse_args(argv)
     if o.output.exists():

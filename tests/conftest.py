@@ -1,5 +1,7 @@
 """Small real components that all tests share. Everything is seeded and offline."""
 
+import io
+import json
 import os
 import subprocess
 import sys
@@ -12,33 +14,34 @@ import PIL.Image
 import psutil
 import pytest
 import torch
-from diffusers import AutoencoderKL
 
-from training.mini import build_pipeline
+from training.untrained import Size, attention_levels, build, clip_layers, vae_levels
 from zero123plus import loading
 
 TILE = {"height": 48, "width": 32}  # the size of `build_pipe`'s checkpoint
 
 
-def build_vae():
-    return AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=4,
-        latent_channels=4,
-        scaling_factor=0.18215,
-    ).eval()
+def size_of(channels=(32, 64)):
+    """Tiles of 48 x 32 pixels, made by a UNet of these widths."""
+    levels = "C" * len(channels)
+    unet = {"attention_head_dim": [width // 32 for width in channels], "layers_per_block": 1, "norm_num_groups": 16}
+    return Size(
+        tile=(48, 32),
+        picture=32,
+        width=128,
+        unet={"block_out_channels": channels, **unet, **attention_levels(levels, levels)},
+        vae=vae_levels((8, 8, 8, 8), layers=1, groups=4),
+        text=clip_layers(2, 4, vocab_size=190, max_position_embeddings=16),
+        vision=clip_layers(4, 4, hidden_size=128, intermediate_size=512, image_size=32, patch_size=8),
+        clip_resample=4,
+        settings={"default_num_inference_steps": 8, "default_guidance_scale": 2.0},
+    )
 
 
 def build_pipe(channels=(32, 64)):
     """A pipeline of real classes at toy size: tiles of 48 x 32 pixels."""
     torch.manual_seed(0)
-    sizes = {"width": 128, "view_size": 16, "reference_size": 32, "clip_size": 32}
-    pipe = build_pipeline(build_vae(), channels, attention=(True,) * len(channels), **sizes)
-    for module in pipe.unet.modules():  # an untrained UNet has zeros in some layers, which would hide errors
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) and not module.weight.any():
-            module.reset_parameters()
+    pipe = build(size_of(channels))
     pipe.set_progress_bar_config(disable=True)
     pipe.warned.add("background")  # the tests' pictures are noise
     return pipe
@@ -119,3 +122,32 @@ def ray_cluster():
 
     yield "127.0.0.1:6399", kill
     subprocess.run([*command, "stop", "--force"], **quiet)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """One shard of two objects in plain colours. Red is a view's azimuth column, green its elevation row."""
+    webdataset = pytest.importorskip("webdataset")
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    with webdataset.TarWriter(str(folder / "shard-00000.tar"), encoder=False) as writer:
+        for name in ("mug-1", "car-2"):
+            sample = {"__key__": name, "json": json.dumps({"object": name}).encode()}
+            for kind, rows in (("inputs", 1), ("targets", 2)):
+                sheet = np.full((16 * rows, 16 * 6, 4), 255, np.uint8)
+                for row in range(rows):
+                    for column in range(6):
+                        sheet[16 * row : 16 * row + 16, 16 * column : 16 * column + 16, :2] = (20 * column, 100 * row)
+                buffer = io.BytesIO()
+                PIL.Image.fromarray(sheet).save(buffer, "WEBP", lossless=True)
+                sample[f"{kind}.webp"] = buffer.getvalue()
+            depth = np.full((32, 96), 65535, np.uint16)
+            depth[4:12, 4:12] = np.linspace(20000, 30000, 8)  # of the view in row 0, column 0, nearer on the left
+            normal = np.full((32, 96, 3), 127, np.uint8)
+            normal[4:12, 4:12] = (200, 127, 250)
+            for kind, pixels in (("depth", depth), ("normal", normal)):
+                buffer = io.BytesIO()
+                PIL.Image.fromarray(pixels).save(buffer, "PNG")
+                sample[f"targets.{kind}.png"] = buffer.getvalue()
+            writer.write(sample)
+    return folder

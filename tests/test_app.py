@@ -34,7 +34,6 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 from zero123plus import page as app  # noqa: E402
 from zero123plus.loading import Checkpoint  # noqa: E402
-from zero123plus.upscale import Upscaler  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -128,18 +127,6 @@ def test_upload_to_result(browser, tmp_path):
 
 def colours_of(png):
     return len(np.unique(np.asarray(PIL.Image.open(io.BytesIO(png)).convert("RGB")).reshape(-1, 3), axis=0))
-
-
-def test_enlarged_views(browser, monkeypatch):
-    """The network's place is taken by interpolation, because it needs minutes; tests/test_upscale.py runs it."""
-    monkeypatch.setattr(Upscaler, "run", lambda self, pixels: pixels.repeat(4, 1).repeat(4, 2))
-    upload(browser, ROOT / "examples" / "images" / "cactus.png")
-    set_steps(browser, 1)
-    browser.find_element(By.CSS_SELECTOR, "#upscale input").click()
-    browser.find_element(By.ID, "generate").click()
-    (turntable,) = wait(browser, lambda: sources(browser, "#turntable"))
-    assert PIL.Image.open(io.BytesIO(fetch(turntable))).size == (512, 512)
-    assert PIL.Image.open(io.BytesIO(fetch(sources(browser, "#tile")[0]))).size == (1024, 1536)
 
 
 def test_call_from_another_program(address, tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation import split
 from training import catalogue
 from training.shards import index_shards, read_object
 
@@ -45,12 +44,6 @@ def test_objects_of_an_archive_have_names_and_licences(tmp_path):
     assert path.read_text() == OBJ and sorted(file.name for file in path.parent.iterdir()) == ["a.mtl", "a.obj"]
 
 
-def test_a_model_at_the_root_of_an_archive_is_found(tmp_path):
-    path = write_archive(tmp_path / "shop.sh3f", entry(1, "Cup", model="/cup.obj"), (), **{"cup.obj": OBJ})
-    (item,) = catalogue.archive_items(path)
-    assert catalogue.extract(item, str(tmp_path / "out")).read_text() == OBJ
-
-
 def test_other_archives_are_refused(tmp_path):
     (tmp_path / "no.sh3f").write_text("text")
     with pytest.raises(ValueError, match="no.sh3f is no archive of Sweet Home 3D"):
@@ -79,33 +72,6 @@ def test_a_folder_may_say_names_and_licences(tmp_path):
     path.write_text('{"file": "a.glb"}\n{"name": "Chair"}\n')
     with pytest.raises(ValueError, match="catalogue.jsonl, line 2: .* is no record such as"):
         catalogue.folder_catalogue(tmp_path)
-
-
-def records():
-    """Twelve names in three categories; every other name has two objects."""
-    names = [(f"name{i}", "ABC"[i % 3], 1 + i % 2) for i in range(12)]
-    return [
-        {"object": f"{name}-{k}", "name": name, "category": category, "licence": "CC0"}
-        for name, category, count in names
-        for k in range(count)
-    ]
-
-
-def test_held_out_objects_are_chosen_by_name_and_spread_over_categories(tmp_path):
-    chosen = split.choose(records(), 3, seed=0)
-    assert chosen == split.choose(list(reversed(records())), 3, seed=0) != split.choose(records(), 3, seed=1)
-    for whole_name in (False, True):
-        half = [record for record in chosen if record["whole_name"] == whole_name]
-        assert len(half) == 3 and {record["category"] for record in half} == set("ABC")
-    sisters = {record["name"] for record in chosen if not record["whole_name"]}
-    assert all(sum(record["name"] == name for record in records()) > 1 for name in sisters)
-    assert len({record["name"] for record in chosen}) == 6
-    path = tmp_path / "objects.jsonl"
-    path.write_text("".join(f"{json.dumps(record)}\n" for record in chosen))
-    ids, names = catalogue.read_list(path)
-    assert ids == {record["object"] for record in chosen} and len(names) == 3 and not names & sisters
-    with pytest.raises(ValueError, match="There are only .* names to hold out, but 7 are asked for"):
-        split.choose(records(), 7, seed=0)
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import PurePosixPath
 
 import fsspec
@@ -77,14 +76,6 @@ def test_bad_input_is_one_line_and_code_2(command, tmp_path, capsys, content):
     assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["toy"]
 
 
-def test_a_decompression_bomb_does_not_stop_the_others(command, tmp_path, capsys):
-    PIL.Image.new("1", (16_000, 16_000)).save(tmp_path / "bomb.png")
-    assert command(tmp_path / "bomb.png", tmp_path / "toy.png") == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("generate.py")]
-    assert len(lines) == 2 and "bomb.png cannot be read as a picture: Image size (256000000 pixels)" in lines[1]
-    assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["toy"]
-
-
 def test_a_batch_that_does_not_fit_is_tried_one_picture_at_a_time(command, tmp_path):
     generator = jobs.Generator(
         jobs.Settings(str(tmp_path / "out"), loading.Checkpoint(tmp_path / "checkpoint", "cpu"), STEP)
@@ -103,7 +94,7 @@ def test_a_batch_that_does_not_fit_is_tried_one_picture_at_a_time(command, tmp_p
 
 
 def test_interrupting_leaves_nothing_half_made(command, tmp_path):
-    options = ["--checkpoint", "checkpoint", "-o", "out", "--steps", "1000", "--preview", "--device", "cpu"]
+    options = ["--checkpoint", "checkpoint", "-o", "out", "--steps", "1000", "--device", "cpu"]
     process = subprocess.Popen(
         [sys.executable, str(loading.ROOT / "generate.py"), "toy.png", *options],
         cwd=tmp_path,
@@ -111,14 +102,14 @@ def test_interrupting_leaves_nothing_half_made(command, tmp_path):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs of a script may ignore it
     )
-    while not (tmp_path / "out" / "toy.preview.png").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
+    seen = ""
+    while "/1000 " not in seen:  # the bar of steps
+        seen += process.stderr.read(1)
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in printed and printed.splitlines()[-1] == "generate.py: interrupted"
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not list(tmp_path.glob("out/*"))
 
 
 def tile(tmp_path, name):
@@ -173,27 +164,6 @@ def test_what_else_lies_on_another_file_system_stays(command, tmp_path, capsys, 
     assert memory.cat(f"{output}/toy/holiday.txt") == b"mine" and memory.exists(f"{output}/toy/tile.png")
 
 
-def test_a_remote_result_that_is_being_replaced_is_not_whole(tmp_path, monkeypatch):
-    """A run that is killed while it removes an earlier result leaves one that `--resume` makes again."""
-    output = f"memory://{tmp_path.name}"
-    memory = fsspec.filesystem("memory")
-
-    def write(folder):
-        for name in ("tile.png", "view_0.png", results.LAST):
-            (folder / name).write_text(name)
-
-    def fail(self, path, **options):
-        remove(self, path, **options)
-        raise OSError("killed")
-
-    results.put_result(write, output, "toy")
-    remove = type(memory).rm
-    monkeypatch.setattr(type(memory), "rm", fail)
-    with pytest.raises(OSError, match="killed"):
-        results.put_result(write, output, "toy", overwrite=True)
-    assert not results.is_done(output, "toy")
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ray_makes_what_one_machine_makes(command, ray_cluster, tmp_path):
@@ -228,29 +198,21 @@ def test_ray_makes_what_one_machine_makes(command, ray_cluster, tmp_path):
         assert np.abs(ours - tile(tmp_path, str(i))).max() <= 1
 
 
-def test_preview_forms_and_goes(command, tmp_path, monkeypatch):
-    seen = []
-    write = results.PreviewFile.write
-
-    def look(self, picture):
-        write(self, picture)
-        with PIL.Image.open(tmp_path / "out" / "toy.preview.png") as written:
-            seen.append(written.size)
-
-    monkeypatch.setattr(results.PreviewFile, "write", look)
-    assert command(tmp_path / "toy.png", "--preview") == 0
-    assert seen == [(32, 48)] and [path.name for path in (tmp_path / "out").iterdir()] == ["toy"]
-
-
-def test_a_picture_that_fails_does_not_take_its_batch_along(command, tmp_path, capsys):
+def test_a_picture_that_fails_does_not_take_its_batch_along(command, tmp_path, capsys, monkeypatch):
     (tmp_path / "photos").mkdir()
-    (tmp_path / "out").mkdir()
     for i, name in enumerate("ab"):
         noise_picture(i).save(tmp_path / "photos" / f"{name}.png")
-    (tmp_path / "out" / "a.preview.png").write_text("mine")
-    assert command(tmp_path / "photos", "--batch-size", 2, "--preview") == 2
-    assert "a: " in capsys.readouterr().err and tile(tmp_path, "b").any()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.preview.png", "b"]
+    put = results.put_result
+
+    def fail(write, output, name, *more):
+        if name == "a":
+            raise OSError("no space")
+        put(write, output, name, *more)
+
+    monkeypatch.setattr(results, "put_result", fail)
+    assert command(tmp_path / "photos", "--batch-size", 2) == 2
+    assert "a: no space" in capsys.readouterr().err and tile(tmp_path, "b").any()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b"]
 
 
 def test_preview_without_the_vae(pipe, run, monkeypatch):
@@ -272,16 +234,6 @@ def test_the_last_preview_is_the_tile(pipe, picture, run, scheduler):
     callback = preview.Preview(pipe, picture, lambda step, tile: shown.append(np.asarray(tile, np.int16)))
     (tile,) = run(pipe, picture, num_inference_steps=3, output_type="pil", callback_on_step_end=callback)
     assert np.abs(shown[-1] - np.asarray(tile)).max() <= 1 and len(shown) == 3
-
-
-@pytest.mark.parametrize(
-    ("option", "value"), [("--foreground-ratio", "0"), ("--guidance", "nan"), ("--lora-scale", "inf")]
-)
-def test_options_out_of_range_are_refused_before_any_work(command, tmp_path, capsys, option, value):
-    with pytest.raises(SystemExit):
-        command(tmp_path / "toy.png", option, value)
-    error = capsys.readouterr().err
-    assert option in error and f"{value!r} is no number from" in error
 
 
 def test_foreground_ratio_wants_transparency(command, tmp_path, capsys):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import noise_picture, seeded
 
-from evaluation.benchmark import FULL, build, compile_pipeline
-from zero123plus.cuda_graphs import CudaGraphs
+from evaluation.benchmark import compile_pipeline
+from training.untrained import FULL, build
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -16,7 +16,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 def full():
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    return build(FULL, "cuda", torch.float16)
+    pipe = build(FULL, "cuda", torch.float16)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def latents(pipe, steps=4):
@@ -46,13 +48,6 @@ def test_offloaded_and_tiled_under_3_gib(full):
     full.vae.enable_tiling()
     result = full(noise_picture(), num_inference_steps=2, generator=seeded(), output_type="pt")
     assert result.images.isfinite().all() and peak() < 3
-
-
-def test_graphs_equal_eager(full):
-    eager = latents(full)
-    with CudaGraphs(full):
-        assert (latents(full) - eager).norm() / eager.norm() < 2e-3
-        assert (latents(full) - eager).norm() / eager.norm() < 2e-3  # replayed
 
 
 @pytest.mark.timeout(1800)  # compiling takes minutes

@@ -82,7 +82,7 @@ def test_other_checkpoint_loads_with_this_repository_as_custom_pipeline(pipe, ru
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["safety_checker"] == [None, None]
     index["_class_name"] = "Zero123PlusPipeline"
-    for ours in ("view_azimuths", "view_elevations", "view_fov", "controlnet"):
+    for ours in ("cameras", "controlnet"):
         del index[ours]
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="trust_remote_code=True"):
@@ -229,7 +229,7 @@ def test_upload_is_a_working_repository(tmp_path):
         tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         strays = [
             "out/duck/tile.png",
-            "data/toys/shard-0.tar",
+            "data/shard-0.tar",
             ".venv/lib/a.py",
             "training/__pycache__/train.pyc",
             "a.partial",
@@ -259,32 +259,27 @@ def test_pipeline_file_stands_alone():
     assert len(names) > 20 and {name.split(".")[0] for name in names} <= allowed
 
 
-def test_what_no_component_needs_is_not_downloaded():
-    """Original weights at a repository's root, beside those of the components."""
-    files = ["model.safetensors", "v1-5-pruned.safetensors", "unet/diffusion_pytorch_model.safetensors"]
-    files += ["unet/diffusion_pytorch_model.fp16.safetensors", "model_index.json", loading.LORA_FILE]
-    wanted = filter_repo_objects(
-        files, allow_patterns=loading.WEIGHTS, ignore_patterns=[*loading.OTHERS, *loading.VARIANT_FILES]
-    )
-    assert list(wanted) == ["unet/diffusion_pytorch_model.safetensors", "model_index.json", loading.LORA_FILE]
-
-
 def test_half_precision_is_downloaded_where_there_is_nothing_else(pipe, run, tmp_path, monkeypatch):
     """A folder stands for the Hub, of which what the patterns allow is copied."""
 
+    def files_of(name):
+        return [str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*") if path.is_file()]
+
     def download(name, allow_patterns, ignore_patterns):
-        files = [str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*") if path.is_file()]
-        for file in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+        for file in filter_repo_objects(
+            files_of(name), allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
             (tmp_path / "cache" / name / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(tmp_path / name / file, tmp_path / "cache" / name / file)
         return tmp_path / "cache" / name
 
+    monkeypatch.setattr(loading, "list_repo_files", files_of)
     monkeypatch.setattr(loading, "snapshot_download", download)
     pipe.save_pretrained(tmp_path / "half", variant="fp16")
     pipe.save_pretrained(tmp_path / "both", variant="fp16")
     pipe.save_pretrained(tmp_path / "both")
     for name, count in (("half", 4), ("both", 4)):
-        assert len(list(loading.find(name).glob("*/*.safetensors"))) == count
+        assert len(list(loading.resolve_checkpoint(name).glob("*/*.safetensors"))) == count
         again = loading.Checkpoint(name, "cpu").load()
         again.warned.add("background")
         assert_same(run(again, noise_picture()), run(pipe, noise_picture()))

@@ -195,7 +195,7 @@ def test_other_animated_files_are_named(tmp_path, capsys):
     render.main(
         ["--objects", str(save_blend(tmp_path)), "--output", str(tmp_path / "data"), "--size", "24", "--samples", "1"]
     )
-    assert "1 objects are animated, of which one frame is shown: file_blend" in capsys.readouterr().err
+    assert "1 objects are animated, of which one frame is shown: file" in capsys.readouterr().err
 
 
 def test_a_shell_that_faces_inwards_does_not_darken(tmp_path):

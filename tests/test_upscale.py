@@ -60,14 +60,6 @@ def test_blocks_show_no_seams(upscaler, monkeypatch):
     assert np.abs(np.asarray(upscaler(picture), float) - whole).mean() > 1
 
 
-def test_blocks_cover_an_edge():
-    for edge in (1, 128, 192, 193, 320, 1000):
-        parts = upscale.blocks(edge)
-        assert parts[0][0] == 0 and parts[-1][1] == edge
-        assert [end for _, end in parts[:-1]] == [start for start, _ in parts[1:]]
-        assert all(0 < end - start <= upscale.BLOCK for start, end in parts)
-
-
 @needs_network
 def test_views_tile_cameras_and_exports_agree(pipe, tmp_path):
     """The checkpoint of the tests has views of 16 pixels."""

@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline import CAMERAS, RADIUS, Cameras
 
-from . import catalogue, toys
+from . import catalogue
 
 INPUT_ELEVATIONS = (-10.0, 40.0)
 INPUT_FOVS = (25.0, 45.0)
@@ -241,7 +241,7 @@ def open_scene(filepath: str):
 
 
 def load_object(item: dict, folder: str | None = None) -> list[str]:
-    """Adds an object to the empty scene: a toy, or what a render of a file shows, without its lights.
+    """Adds what a render of an object's file shows, without its lights, to the empty scene.
 
     Args:
         item: as `training.render` lists it.
@@ -253,26 +253,21 @@ def load_object(item: dict, folder: str | None = None) -> list[str]:
     Raises:
         ValueError: if the file has no faces, or lacks something that its materials need.
     """
-    undefined = []
-    if item["source"] == "toys":
-        kind, seed = item["id"].rsplit("-", 1)
-        toys.build(kind, int(seed))
-    else:
-        path = catalogue.extract(item, folder) if "member" in item else Path(item["path"])
-        undefined = check_source(path)
-        axes = {"up_axis": "Z", "forward_axis": "Y"} if item.get("up") == "z" else {}
-        importer(path)(filepath=str(path), **(axes if path.suffix.lower() in UP_SUFFIXES else {}))
-        for thing in bpy.context.scene.objects:
-            if thing.type in ("LIGHT", "LIGHT_PROBE"):  # not removed: its children have their place by it
-                thing.hide_render = True
-        if "rotation" in item:
-            turn(item["rotation"])
-        find_textures(path.parent)
-        if "textures" in item:
-            exchange_textures(item["textures"], random.Random(item["id"]), os.path.join(folder, "textures"))
-        check_import()
-        show_vertex_colours()
-        cull_backfaces()
+    path = catalogue.extract(item, folder) if "member" in item else Path(item["path"])
+    undefined = check_source(path)
+    axes = {"up_axis": "Z", "forward_axis": "Y"} if item.get("up") == "z" else {}
+    importer(path)(filepath=str(path), **(axes if path.suffix.lower() in UP_SUFFIXES else {}))
+    for thing in bpy.context.scene.objects:
+        if thing.type in ("LIGHT", "LIGHT_PROBE"):  # not removed: its children have their place by it
+            thing.hide_render = True
+    if "rotation" in item:
+        turn(item["rotation"])
+    find_textures(path.parent)
+    if "textures" in item:
+        exchange_textures(item["textures"], random.Random(item["id"]), os.path.join(folder, "textures"))
+    check_import()
+    show_vertex_colours()
+    cull_backfaces()
     bpy.context.view_layer.update()
     return undefined
 

@@ -113,7 +113,8 @@ def folder_catalogue(folder: Path) -> dict[str, dict]:
 
 
 def read_list(path: Path) -> tuple[set[str], set[str]]:
-    """Reads a list of objects: one id a line, or JSON lines as `evaluation.split` writes them.
+    """Reads a list of objects: one id a line, or JSON lines such as `{"object": "ID", "name": "Chair", "whole_name":
+    true}`.
 
     Returns:
         The ids, and the names of which all objects are meant.

@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from diffusers import DiffusionPipeline, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.training_utils import EMAModel
 from torch.distributed.fsdp import FSDPModule
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from pipeline import Zero123PlusPipeline
 from zero123plus.files import put_folder, write_file
@@ -22,53 +21,16 @@ from zero123plus.loading import (
     LORA_FILE,
     RUN_FILE,
     add_lora,
-    checkpoints,
-    find,
+    checkpoints_of,
     load_components,
+    resolve_checkpoint,
     run_record,
     set_cameras,
 )
 
-from .mini import SCHEDULE, reference_processor
+from .untrained import assemble
 
 MAX_OVERFLOWS = 20  # steps in a row that a scaler of float16's gradients may leave out before the run ends
-
-
-def assemble(checkpoint: str | Path, vision_encoder: str) -> Zero123PlusPipeline:
-    """Zero123++ before any training: Stable Diffusion 2 (v) with a CLIP vision tower beside it.
-
-    Args:
-        checkpoint: folder of Stable Diffusion 2.
-        vision_encoder: folder or Hub name of the tower; its projection is as wide as the prompt's states.
-
-    Raises:
-        ValueError: if either is of another kind.
-    """
-    options = {"dtype": torch.float32, "use_safetensors": True}
-    parts = StableDiffusionPipeline.from_pretrained(checkpoint, safety_checker=None, **options)
-    kind = parts.scheduler.config.prediction_type
-    if kind != "v_prediction":
-        raise ValueError(
-            f"{checkpoint} predicts {kind!r}, but Zero123++ starts from v-prediction: give"
-            " stabilityai/stable-diffusion-2."
-        )
-    tower = CLIPVisionModelWithProjection.from_pretrained(vision_encoder, **options)
-    width = parts.unet.config.cross_attention_dim
-    if tower.config.projection_dim != width:
-        raise ValueError(
-            f"`--vision-encoder` {vision_encoder} projects to {tower.config.projection_dim} channels, but the prompt's"
-            f" states have {width}: give the tower that matches, for Stable Diffusion 2 CLIP ViT-H/14."
-        )
-    return Zero123PlusPipeline(
-        vae=parts.vae,
-        text_encoder=parts.text_encoder,
-        tokenizer=parts.tokenizer,
-        unet=parts.unet,
-        scheduler=EulerAncestralDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing"),
-        vision_encoder=tower,
-        feature_extractor_clip=CLIPImageProcessor.from_pretrained(vision_encoder),
-        feature_extractor_vae=reference_processor(512),
-    )
 
 
 def load_start(
@@ -78,7 +40,7 @@ def load_start(
     or Stable Diffusion 2, to which `vision_encoder` is added. For `pickle` and `cameras` see
     [`loading.load_components`].
     """
-    folder = find(checkpoint, pickle)
+    folder = resolve_checkpoint(checkpoint, pickle)
     if (folder / "model_index.json").is_file():
         if DiffusionPipeline.load_config(folder)["_class_name"] != "StableDiffusionPipeline":
             return load_components(folder, torch.float32, pickle, cameras)
@@ -87,7 +49,7 @@ def load_start(
             set_cameras(pipe, cameras, "`--cameras`")
         return pipe
     base = run_record(folder).get("checkpoint") if (folder / LORA_FILE).is_file() else None
-    pipe = load_components(find(base, pickle) if base else folder, torch.float32, pickle, cameras)
+    pipe = load_components(resolve_checkpoint(base, pickle) if base else folder, torch.float32, pickle, cameras)
     if base:
         add_lora(pipe, folder)
     return pipe
@@ -125,11 +87,8 @@ def write_weights(weights: dict[str, torch.Tensor], folder: Path, pipe: Zero123P
         pipe.save_lora_weights(folder, unet_lora_layers=layers)
     else:
         parts = {name: with_weights(getattr(pipe, name), weights, name) for name in ("unet", "vision_encoder")}
-        options = {
-            name: pipe.config[name]
-            for name in pipe.config
-            if name.startswith(("view_", "default_"))  # cameras, steps and guidance scale
-        }
+        kept = ("cameras", "default_num_inference_steps", "default_guidance_scale")
+        options = {name: pipe.config[name] for name in kept}
         ramp = weights["ramp"].tolist()
         backend = pipe.tokenizer.backend_tokenizer  # which keeps, and would save, what the last call asked for
         backend.no_truncation()
@@ -215,7 +174,7 @@ class Run:
     def __init__(self, output: Path, accelerator: Accelerator, record: dict, keep: int):
         self.output, self.accelerator, self.record, self.keep = output, accelerator, record, keep
         self.start, self.saved = time.time(), time.time()
-        done = checkpoints(output)
+        done = checkpoints_of(output)
         self.newest = done[-1] if done else None
         for name, value in run_record(self.newest).items() if done else ():
             if name in record and value != record[name]:
@@ -234,8 +193,8 @@ class Run:
 
     @property
     def rank(self) -> int:
-        """The process whose EMA this one has: its own with FSDP, where each has a share of the parameters, else the
-        first's.
+        """The process that writes the EMA which this process loads. With FSDP each process has a share of the
+        parameters and writes its own; otherwise the first process writes for all.
         """
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
         return self.accelerator.process_index if sharded else 0
@@ -253,11 +212,6 @@ class Run:
         if own.is_file():
             optimizer.load_state_dict(torch.load(own, map_location="cpu", weights_only=True))
         record = run_record(self.newest)
-        if "samples" not in record:
-            raise ValueError(
-                f"{self.newest} does not say how many samples it has seen, as an earlier version wrote it: give it as"
-                " --checkpoint, with another --output."
-            )
         return record["step"], record["samples"]
 
     def save(
@@ -310,7 +264,7 @@ class Run:
             record = {**self.record, "step": step, "samples": samples, "kept": kept}
             (partial / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
             put_folder(partial, output / f"checkpoint-{step}", owned=lambda name: True)
-            for old in checkpoints(output)[: -self.keep]:
+            for old in checkpoints_of(output)[: -self.keep]:
                 if not run_record(old).get("kept"):
                     shutil.rmtree(old)
         ema.restore(parameters)

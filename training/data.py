@@ -8,18 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from pipeline import COLUMNS, GREY, ROWS, load_pictures, pad_to_square
 from zero123plus.pictures import depth_picture, find_pictures, prepare, read_picture, to_tile
 
-from .shards import check_shards, index_shards, load_objects, read_object
+from .shards import check_shards, index_shards, read_object
 
 logger = logging.getLogger(__name__)
 
 INPUTS = ROWS * COLUMNS  # views of an object that are its inputs; as many targets stand around each
 VARIANTS = 2 * INPUTS  # samples of an object: each input, plain and mirrored
-UNSEEN_KINDS = ("teapot", "windmill", "bed")  # of toys, which are never trained
+PICTURE = 512  # pixels of the edge that pictures alone are brought to: the encoders of the public checkpoints see this
 MAX_CORRUPT = 100  # samples in a row
 PERMUTATIONS = list(itertools.permutations(range(3)))  # of colour channels; the first leaves them where they are
 
@@ -128,16 +127,22 @@ def select_views(item: dict, k: int, mirror: bool) -> tuple[np.ndarray, np.ndarr
     return image[:, ::-1] if mirror else image, show_targets(item, RGBA, k, mirror)
 
 
-def tile_of(views: np.ndarray) -> torch.Tensor:
-    """Six uint8 views of shape (6, S, S, 3) as a tile in [-1, 1], shape (3, 3 S, 2 S)."""
-    return torch.from_numpy(to_tile(views)).permute(2, 0, 1) / 127.5 - 1
+def channels_first(picture: np.ndarray) -> torch.Tensor:
+    """A uint8 picture of shape (H, W, 3) as a tensor of shape (3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+
+
+def collate(samples: list[dict]) -> dict:
+    """Samples as a batch: tensors of shape (B, ...), and lists of everything else."""
+    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+    return {name: torch.stack(v) if isinstance(v[0], torch.Tensor) else v for name, v in columns.items()}
 
 
 class TileDataset(torch.utils.data.Dataset):
     """Training samples: each object gives 12, six inputs, plain and mirrored.
 
-    A sample is a dictionary of `index`, `image`, the input view as an RGB picture on grey, and `tile`, float32 of
-    shape (3, 3 S, 2 S) in [-1, 1]; with a condition also `control`, the tile that a ControlNet sees, likewise.
+    A sample is a dictionary of `index`, `image`, the input view on grey, uint8 of shape (3, I, I), and `tile`, uint8
+    of shape (3, 3 S, 2 S); with a condition also `control`, the tile that a ControlNet sees, likewise.
     """
 
     def __init__(self, folder: Path, condition: str | None = None):
@@ -164,11 +169,11 @@ class TileDataset(torch.utils.data.Dataset):
         image, views = select_views(item, k, mirror)
         if not (image[..., 3].any() and views[..., 3].any()):
             raise ValueError(f"{item['name']} of {self.entries[place]['shard']} is empty: nothing is seen in it.")
-        sample = {"index": index, "image": Image.fromarray(on_grey(image))}
         predicts = self.condition.predicts if self.condition else RGB
-        sample["tile"] = tile_of(show_targets(item, predicts, k, mirror))
+        tile = to_tile(show_targets(item, predicts, k, mirror))
+        sample = {"index": index, "image": channels_first(on_grey(image)), "tile": channels_first(tile)}
         if self.condition:
-            sample["control"] = tile_of(show_targets(item, self.condition.sees, k, mirror))
+            sample["control"] = channels_first(to_tile(show_targets(item, self.condition.sees, k, mirror)))
         return sample
 
 
@@ -237,8 +242,8 @@ class TilesInMemory(torch.utils.data.Dataset):
         return {"index": index}
 
     def batch(self, samples: list[dict]) -> dict:
-        """The pictures of samples in [-1, 1]: `image` of shape (B, 3, I, I), `tile` and, with a condition, `control`,
-        of shape (B, 3, 3 S, 2 S); and their `seed`, a list, from which the permutations of colours follow.
+        """The batch of samples, as [`collate`] gives it of a `TileDataset`'s. The permutations of colours follow from
+        their seeds.
         """
         seeds = [sample["seed"] for sample in samples]
         index = torch.tensor([sample["index"] for sample in samples], device=self.device)
@@ -247,14 +252,14 @@ class TilesInMemory(torch.utils.data.Dataset):
         # Seeds count the samples of a run, whose order is random, so that each sample meets all six by and by
         orders = [PERMUTATIONS[seed % len(PERMUTATIONS) if self.permute_colours else 0] for seed in seeds]
         channels = torch.tensor(orders, device=self.device)[:, None, None, None]
-        batch = {"seed": seeds}
+        batch = collate(samples)
         for name, part in self.parts.items():
             views = part[place, k][:, None] if name == "image" else part[place[:, None], row, column]
             views = flip(views, mirror, self.is_colour[name])  # (B, N, S, S, 3)
             if self.is_colour[name]:
                 views = views.gather(-1, channels.expand_as(views))
             rows = views.unflatten(1, (1, 1) if name == "image" else (ROWS, COLUMNS)).transpose(2, 3)
-            batch[name] = rows.flatten(3, 4).flatten(1, 2).movedim(-1, 1) / 127.5 - 1  # (B, 3, 3 S, 2 S)
+            batch[name] = rows.flatten(3, 4).flatten(1, 2).movedim(-1, 1)  # (B, 3, 3 S, 2 S)
         return batch
 
 
@@ -270,8 +275,8 @@ class Stream(torch.utils.data.Dataset):
         seed: of the order, and of the samples' seeds.
         start: the first place.
         stop: the place after the last.
-        image_sizes: least and greatest edge in pixels that `image` is resized to at random (section 3 of the paper),
-            or None.
+        image_sizes: least and greatest edge in pixels of `image_size`, which a sample's `image` is to be resized to at
+            random (section 3 of the paper), or None.
     """
 
     def __init__(
@@ -300,8 +305,8 @@ class Stream(torch.utils.data.Dataset):
             try:
                 sample = self.dataset[int(self.order[1][(place + skipped) % len(self.dataset)])]
                 if self.image_sizes:
-                    size = int(np.random.default_rng(seed).integers(*self.image_sizes, endpoint=True))
-                    sample["image"] = sample["image"].resize((size, size), Image.Resampling.BICUBIC)
+                    size = np.random.default_rng(seed).integers(*self.image_sizes, endpoint=True)
+                    sample["image_size"] = int(size)
                 return {**sample, "seed": seed, "skipped": skipped}
             except ValueError as error:
                 logger.warning("Skipped: %s", error)
@@ -310,7 +315,7 @@ class Stream(torch.utils.data.Dataset):
 
 class PictureDataset(torch.utils.data.Dataset):
     """Pictures alone, which is all that a student needs: samples of `index` and `image`, the object cut out, in the
-    middle and on grey.
+    middle and on grey, uint8 of shape (3, 512, 512).
 
     Args:
         folder: of pictures, with those below.
@@ -330,29 +335,5 @@ class PictureDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         """Raises ValueError if the picture cannot be read."""
         picture = prepare(read_picture(self.paths[index], self.paths[index]))
-        return {"index": index, "image": pad_to_square(load_pictures(picture, self.paths[index])[0])}
-
-
-class ViewDataset(torch.utils.data.Dataset):
-    """Single views for the VAE: `pixels`, RGB on grey, float32 of shape (3, S, S) in [-1, 1], and `alpha` of shape
-    (1, S, S)."""
-
-    def __init__(self, folder: Path):
-        self.views = np.concatenate(
-            [
-                view
-                for item in load_objects(folder)
-                for view in (item["inputs"], item["targets"].reshape(-1, *item["targets"].shape[2:]))
-            ]
-        )
-
-    def __len__(self):
-        return 2 * len(self.views)
-
-    def __getitem__(self, index: int) -> dict:
-        view = self.views[index // 2]
-        view = np.ascontiguousarray(view[:, ::-1] if index % 2 else view)
-        return {
-            "pixels": torch.from_numpy(on_grey(view)).permute(2, 0, 1) / 127.5 - 1,
-            "alpha": torch.from_numpy(view[..., 3]).float()[None] / 255,
-        }
+        square = pad_to_square(load_pictures(picture, self.paths[index])[0])
+        return {"index": index, "image": channels_first(np.asarray(square.resize((PICTURE, PICTURE))))}

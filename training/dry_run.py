@@ -10,7 +10,7 @@ from .loss import Denoiser
 
 @torch.no_grad()
 def describe(pipe, model: Denoiser, parameters: list, o, precision: str, tile: torch.Size, student: dict) -> str:
-    """Describes what a run would train: parameters, FLOPs a step and memory, counted on tensors without data.
+    """Describes what a run would train: parameters, FLOPs a step and their memory, counted on tensors without data.
 
     Args:
         pipe: the pipeline.
@@ -46,26 +46,17 @@ def describe(pipe, model: Denoiser, parameters: list, o, precision: str, tile: t
         twin(*arguments)
     hook.remove()
     reference, forward = counts
-    saved = {}  # by storage; kept alive, so that none is used twice
-
-    def keep(tensor):
-        saved[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
     with torch.enable_grad(), FlopCounterMode(display=False) as flops:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            twin(*arguments).sum().backward()
+        twin(*arguments).sum().backward()
     trained, total = sum(p.numel() for p in parameters), sum(p.numel() for p in model.parameters())
-    steps, compute, teacher = 1, flops.get_total_flops(), 0
-    if student:  # which holds the graphs of all its steps, and a copy of its teacher
+    compute, teacher = flops.get_total_flops(), 0
+    if student:  # which holds a copy of its teacher
         steps, guided = student["num_inference_steps"], student["teacher_guidance"] > 1
         # The negative side's reference is one for a whole batch, and is left out
         compute = steps * compute + student["teacher_steps"] * (forward + guided * (forward - reference))
         teacher = total - trained if o.lora_rank else total
-    weights = {parameter.untyped_storage()._cdata for parameter in twin.parameters()}
-    activations = sum(t.numel() * t.element_size() for key, t in saved.items() if key not in weights)
     half = 1 if precision == "no" else 0.5
-    moments = {"adamw-8bit": 2, "muon": 4}.get(o.optimizer, 8)  # bytes a parameter
+    moments = 4 if o.optimizer == "muon" else 8  # bytes a parameter
     fixed = 4 * (total + half * teacher) + (4 + 4 + moments) * trained
     return "\n".join(
         (
@@ -73,7 +64,7 @@ def describe(pipe, model: Denoiser, parameters: list, o, precision: str, tile: t
             + (f", LoRA of rank {o.lora_rank})" if o.lora_rank else ")"),
             f"steps         {o.steps:,} of {o.batch_size} tiles, {o.micro_batch_size} at a time",
             f"compute       {compute / n * o.batch_size / 1e12:.4g} TFLOP a step",
-            f"memory        {fixed / 2**30:.3g} GiB of weights, gradients, EMA and optimizer, and about"
-            f" {half * steps * activations / 2**30:.3g} GiB of activations without checkpointing, per process",
+            f"memory        {fixed / 2**30:.3g} GiB of weights, gradients, EMA and optimizer, per process, beside the"
+            " activations",
         )
     )

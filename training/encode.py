@@ -9,14 +9,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from pipeline import Zero123PlusPipeline, preprocess, scale_image
+from pipeline import Zero123PlusPipeline, scale_image
 
 
 @torch.no_grad()
 def encoder_matrix(vae: AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The VAE's encoder where it is a matrix applied to separate blocks of pixels, as the mini's is
-    (`train_vae.initialise_encoder`): the matrix, shape (2 C, 3 f f), and its offset, shape (2 C). It is about 50 times
-    as fast, and differs by less than a tenth of the posterior's deviation. None for any other VAE.
+    """The VAE's encoder where it is a matrix applied to separate blocks of pixels, as the shipped checkpoint's is: the
+    matrix, shape (2 C, 3 f f), and its offset, shape (2 C). It is about 50 times as fast, and differs by less than a
+    tenth of the posterior's deviation. None for any other VAE.
 
     It is found on the CPU, because the closed-form encoder's last norm passes the signal beside constants 20 times as
     large, for which a GPU's convolutions in TF32 are too coarse.
@@ -54,15 +54,13 @@ RESIZING = {
 
 
 def preprocess_batch(extractor: CLIPImageProcessor, images: torch.Tensor) -> torch.Tensor:
-    """[`pipeline.preprocess`] of square pictures of shape (B, 3, I, I) in [-1, 1], where they are: (B, 3, H, W). It
-    differs from Pillow by its rounding to whole levels.
+    """[`pipeline.preprocess`] of square pictures of shape (B, 3, I, I) in [0, 1], where they are: (B, 3, H, W). It
+    differs from Pillow by its rounding to whole levels, and, where boxes have no whole factor, by their borders.
     """
-    size, edge = extractor.crop_size["height"], images.shape[-1]
+    size = extractor.crop_size["height"]
     if extractor.crop_size["width"] != size or extractor.size.get("shortest_edge") != size:
         raise ValueError(f"The image processor does not make a square of a square: {extractor.to_json_string()}")
-    if extractor.resample == Image.Resampling.BOX and edge % size and size % edge:
-        raise ValueError(f"Pictures of {edge} pixels are not filtered by boxes to {size}, which is no whole factor.")
-    resized = torch.nn.functional.interpolate(images / 2 + 0.5, size=(size, size), **RESIZING[extractor.resample])
+    resized = torch.nn.functional.interpolate(images, size=(size, size), **RESIZING[extractor.resample])
     mean, std = (
         torch.tensor(values, device=images.device)[:, None, None]
         for values in (extractor.image_mean, extractor.image_std)
@@ -70,14 +68,13 @@ def preprocess_batch(extractor: CLIPImageProcessor, images: torch.Tensor) -> tor
     return (resized.clamp(0, 1) - mean) / std
 
 
-def collate(samples: list[dict]) -> dict:
-    """Samples of a [`data.TileDataset`] as a batch: `image`, a list of pictures, `tile`, and `control` where there is
-    one.
-    """
-    batch = {"image": [sample["image"] for sample in samples]}
-    return batch | {
-        name: torch.stack([sample[name] for sample in samples]) for name in ("tile", "control") if name in samples[0]
-    }
+def resize_each(extractor: CLIPImageProcessor, images: torch.Tensor, sizes: list[int] | None) -> torch.Tensor:
+    """[`preprocess_batch`] of pictures of which each is first resized to its own edge, if `sizes` are given."""
+    if sizes is None:
+        return preprocess_batch(extractor, images)
+    options = RESIZING[Image.Resampling.BICUBIC]
+    small = (torch.nn.functional.interpolate(x[None], size=(n, n), **options) for x, n in zip(images, sizes))
+    return torch.cat([preprocess_batch(extractor, image.clamp(0, 1)) for image in small])
 
 
 class Encoder:
@@ -99,25 +96,21 @@ class Encoder:
             self.negative = self.moments(torch.zeros(1, 3, size["height"], size["width"]))
 
     @torch.no_grad()
-    def __call__(self, samples: list[dict] | dict) -> dict:
+    def __call__(self, batch: dict) -> dict:
         """Returns `tile` and `reference`, moments (mean and deviation) of shape (B, 2 C, ...), `clip_pixels`, and
         `control`, shape (B, 3, H, W) in [-1, 1], where there is one.
 
         Args:
-            samples: of a [`data.TileDataset`], or a batch of [`data.TilesInMemory`].
+            batch: of uint8 pictures, as [`data.collate`] gives it.
         """
-        batch = samples if isinstance(samples, dict) else collate(samples)
-        extractors = {"reference": self.pipe.feature_extractor_vae, "clip_pixels": self.pipe.feature_extractor_clip}
-        resize = preprocess if isinstance(batch["image"], list) else preprocess_batch
-        pixels = {name: resize(extractor, batch["image"]) for name, extractor in extractors.items()}
-        encoded = {
-            "tile": self.moments(scale_image(batch["tile"])),
-            "reference": self.moments(pixels["reference"]),
-            "clip_pixels": pixels["clip_pixels"],
+        images, sizes = batch["image"].to(self.device) / 255, batch.get("image_size")
+        tiles = {name: batch[name].to(self.device) / 127.5 - 1 for name in ("tile", "control") if name in batch}
+        return {
+            **tiles,
+            "tile": self.moments(scale_image(tiles["tile"])),
+            "reference": self.moments(resize_each(self.pipe.feature_extractor_vae, images, sizes)),
+            "clip_pixels": resize_each(self.pipe.feature_extractor_clip, images, sizes),
         }
-        if "control" in batch:
-            encoded["control"] = batch["control"]
-        return {name: value.to(self.device, torch.float32) for name, value in encoded.items()}
 
     def moments(self, pixels: torch.Tensor) -> torch.Tensor:
         """Mean and deviation of the latents of pixels of shape (B, 3, H, W): shape (B, 2 C, H / f, W / f)."""

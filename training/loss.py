@@ -79,7 +79,9 @@ class Denoiser(torch.nn.Module):
         return self.unet(noisy_tile, timesteps, prompt_embeds, cross_attention_kwargs=read, **residuals).sample
 
 
-def draw(generators: torch.Generator | list[torch.Generator], count: int, num_timesteps: int, dropout: float):
+def draw_timesteps(
+    generators: torch.Generator | list[torch.Generator], count: int, num_timesteps: int, dropout: float
+):
     """Draws each sample's time step, and 1 or 0, with or without the condition; both of shape (count,).
 
     Args:
@@ -115,18 +117,14 @@ class Zero123PlusLoss:
     """
 
     def __init__(
-        self,
-        pipe: Zero123PlusPipeline,
-        device: torch.device,
-        snr_gamma: float = 0.0,
-        condition_dropout: float = 0.0,
+        self, pipe: Zero123PlusPipeline, device: torch.device, snr_gamma: float = 0.0, condition_dropout: float = 0.0
     ):
         self.encoder = Encoder(pipe, device)
         self.vae, self.device = pipe.vae, device
         self.snr_gamma, self.condition_dropout = snr_gamma, condition_dropout
         self.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
 
-    def __call__(self, model: torch.nn.Module, samples: list[dict] | dict) -> torch.Tensor:
+    def __call__(self, model: torch.nn.Module, batch: dict) -> torch.Tensor:
         """The loss of a batch, without dimensions.
 
         All that is drawn for a sample follows from its `seed`. On CUDA all that is drawn for a batch follows from the
@@ -135,16 +133,15 @@ class Zero123PlusLoss:
 
         Args:
             model: a [`Denoiser`], or what accelerate made of one.
-            samples: as [`Encoder`] takes them.
+            batch: as [`Encoder`] takes it, with `seed`.
         """
-        encoded = self.encoder(samples)
-        seeds = samples["seed"] if isinstance(samples, dict) else [sample["seed"] for sample in samples]
+        encoded, seeds = self.encoder(batch), batch["seed"]
         if torch.device(self.device).type == "cuda":
             generators = torch.Generator(self.device).manual_seed(seeds[0])
         else:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         num_timesteps = self.scheduler.config.num_train_timesteps
-        timesteps, keep = draw(generators, len(seeds), num_timesteps, self.condition_dropout)
+        timesteps, keep = draw_timesteps(generators, len(seeds), num_timesteps, self.condition_dropout)
         timesteps, keep = timesteps.to(self.device), keep.to(self.device)
         v, target, _ = self.predict(model, encoded, timesteps, keep, generators)
         error = (v - target).square().mean((1, 2, 3))
@@ -177,12 +174,12 @@ class Zero123PlusLoss:
         return v.float(), self.scheduler.get_velocity(tile, noise, timesteps), noisy_tile
 
     @torch.no_grad()
-    def validate(self, model: torch.nn.Module, samples: list[dict], batch_size: int = 8) -> dict:
+    def validate(self, model: torch.nn.Module, samples: dict, batch_size: int = 8) -> dict:
         """Measures held-out samples; the same noise is drawn every time.
 
         Args:
             model: a [`Denoiser`], or what accelerate made of one.
-            samples: as [`Encoder`] takes them.
+            samples: a batch, as [`Encoder`] takes it.
             batch_size: samples at a time, which changes no result.
 
         Returns:
@@ -198,10 +195,10 @@ class Zero123PlusLoss:
 
         losses, psnr = [], {"with": [], "without": []}
         alpha = self.scheduler.alphas_cumprod[999].to(self.device)
-        for start in range(0, len(samples), batch_size):
-            batch = samples[start : start + batch_size]
-            indices, encoded = range(start, start + len(batch)), self.encoder(batch)
-            truth = torch.stack([sample["tile"] for sample in batch])
+        for start in range(0, len(samples["tile"]), batch_size):
+            batch = {name: value[start : start + batch_size] for name, value in samples.items()}
+            encoded, truth = self.encoder(batch), batch["tile"].cpu() / 127.5 - 1
+            indices = range(start, start + len(truth))
             for t, keep in [*((t, 1.0) for t in VALIDATION_TIMESTEPS), (999, 0.0)]:
                 v, target, noisy = predict(encoded, indices, t, keep)
                 if keep:

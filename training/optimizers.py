@@ -1,4 +1,4 @@
-"""The optimizers of `training.train`: AdamW, AdamW with 8-bit states, and Muon."""
+"""The optimizers of `training.train`: AdamW and Muon."""
 
 from collections.abc import Callable
 
@@ -21,10 +21,9 @@ def build_optimizer(name: str, named: dict[str, torch.nn.Parameter], learning_ra
     """Makes an optimizer.
 
     Args:
-        name: "adamw", "adamw-8bit" (of the package bitsandbytes) or "muon" (of the package pytorch-optimizer; Jordan
-            2024, with the update scaled as in arXiv 2502.16982). Muon has AdamW at half its rate for vectors and for
-            the ends of the model. With several processes each updates a share of the matrices and sends them to the
-            others.
+        name: "adamw" or "muon" (of the package pytorch-optimizer; Jordan 2024, with the update scaled as in arXiv
+            2502.16982). Muon has AdamW at half its rate for vectors and for the ends of the model. With several
+            processes each updates a share of the matrices and sends them to the others.
         named: the parameters, by name.
         learning_rate: peak, of Muon's or AdamW's updates.
         num_processes: that each hold all parameters.
@@ -35,16 +34,11 @@ def build_optimizer(name: str, named: dict[str, torch.nn.Parameter], learning_ra
     if name == "adamw":
         return torch.optim.AdamW(named.values(), lr=learning_rate, weight_decay=1e-2)
     try:
-        if name == "adamw-8bit":
-            from bitsandbytes.optim import AdamW8bit
-
-            return AdamW8bit(named.values(), lr=learning_rate, weight_decay=1e-2)
         from pytorch_optimizer import DistributedMuon, Muon
         from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_newton_schulz_5
     except ImportError as error:
-        package = {"adamw-8bit": "bitsandbytes", "muon": "pytorch-optimizer"}[name]
         raise ValueError(
-            f"`--optimizer {name}` needs the package {package}: `pip install {package}`, or leave it out."
+            "`--optimizer muon` needs the package pytorch-optimizer: `pip install pytorch-optimizer`, or leave it out."
         ) from error
 
     kind = DistributedMuon if num_processes > 1 else Muon

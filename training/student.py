@@ -6,20 +6,12 @@ from collections.abc import Iterator
 import torch
 from diffusers import DDIMScheduler
 
-from pipeline import (
-    Zero123PlusPipeline,
-    load_pictures,
-    pad_to_square,
-    preprocess,
-    scale_latents,
-    unscale_image,
-    unscale_latents,
-)
+from pipeline import Zero123PlusPipeline, load_pictures, preprocess, scale_latents, unscale_image, unscale_latents
 
 from .encode import Encoder
-from .perceptual import PerceptualLoss
+from .perceptual import Lpips
 
-CHROMA = 2.0  # weight of the difference in chroma beside LPIPS, which hardly sees colours fade
+SATURATION = 2.0  # weight of the difference in saturation beside LPIPS, which hardly sees colours fade
 EPSILON = 1e-4  # under the root of the loss, whose gradient would be infinite where there is no error
 
 
@@ -47,7 +39,7 @@ class StudentLoss:
 
     The latents' mean alone makes soft and pale pictures where the teacher's ends differ for one input. `perceptual`
     times a distance of pictures is added, between one row of views decoded from the last x0^k and the same row from
-    x0*: LPIPS, and twice the difference of their mean chroma, which is the largest channel less the smallest.
+    x0*: LPIPS, and twice the difference of their mean saturation, which is the largest channel less the smallest.
 
     These are steps of diffusers' EulerDiscreteScheduler. Fresh noise e, as Euler ancestral steps draw it, would hide
     x_T from the later steps, which could then learn only the mean of the teacher's ends. The reference of a step has
@@ -74,7 +66,7 @@ class StudentLoss:
         perceptual: float = 0.0,
     ):
         self.device, self.dtype, self.teacher_guidance, self.perceptual = device, dtype, teacher_guidance, perceptual
-        self.distance = PerceptualLoss().to(device, memory_format=torch.channels_last) if perceptual else None
+        self.distance = Lpips("vgg16").to(device, memory_format=torch.channels_last) if perceptual else None
         self.prompt_embeds = Encoder(pipe, device).prompt_embeds
         frozen = {name: copy.deepcopy(getattr(pipe, name)).eval().to(device) for name in ("unet", "vision_encoder")}
         frozen["unet"].to(dtype)
@@ -137,17 +129,17 @@ class StudentLoss:
                 own_noise = sigma * x + alpha * v
                 x = (self.alphas[k + 1] * x0 + self.sigmas[k + 1] * own_noise).detach()
 
-    def predictions(self, model: torch.nn.Module, pictures, seeds: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def predictions(
+        self, model: torch.nn.Module, pictures: torch.Tensor, seeds: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The student's x0^k for each of its steps, shape (K, B, C, 3 h, 2 w), and the teacher's x0*.
 
         Args:
             model: as in [`steps`].
-            pictures: a list, or a batch in [-1, 1] of shape (B, 3, I, I).
+            pictures: uint8 of shape (B, 3, I, I).
             seeds: one each, from which all that is drawn follows.
         """
-        if isinstance(pictures, torch.Tensor):
-            pictures = list(pictures / 2 + 0.5)
-        pictures = [pad_to_square(picture) for picture in load_pictures(pictures, "image")]
+        pictures = load_pictures(pictures, "image")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         end, *drawn = self.path(pictures, generators)
         clip_pixels = preprocess(self.teacher.feature_extractor_clip, pictures).to(self.device)
@@ -170,26 +162,24 @@ class StudentLoss:
         ours = self.decode_row(x0, rows)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             distance = self.distance(ours, target).float()
-        chroma, true_chroma = ((row.amax(1) - row.amin(1)).float().mean((1, 2)) for row in (ours, target))
-        return distance + CHROMA * (chroma - true_chroma).abs()
+        saturation, true_saturation = ((row.amax(1) - row.amin(1)).float().mean((1, 2)) for row in (ours, target))
+        return distance + SATURATION * (saturation - true_saturation).abs()
 
-    def __call__(self, model: torch.nn.Module, samples: list[dict] | dict) -> torch.Tensor:
+    def __call__(self, model: torch.nn.Module, batch: dict) -> torch.Tensor:
         """The loss of a batch, without dimensions. All that is drawn for a sample follows from its `seed`.
 
         Args:
             model: a [`loss.Denoiser`], or what accelerate made of one.
-            samples: with `image` and `seed`, as a list or, of `data.TilesInMemory`, as a batch.
+            batch: with `image` and `seed`, as [`data.collate`] gives it.
         """
-        if isinstance(samples, list):
-            samples = {name: [sample[name] for sample in samples] for name in ("image", "seed")}
-        x0, end = self.predictions(model, samples["image"], samples["seed"])
+        x0, end = self.predictions(model, batch["image"], batch["seed"])
         loss = latent_loss(squared_errors(x0, end))
         if self.distance:
-            loss = loss + self.perceptual * self.perceptual_distance(x0[-1], end, samples["seed"]).mean()
+            loss = loss + self.perceptual * self.perceptual_distance(x0[-1], end, batch["seed"]).mean()
         return loss
 
     @torch.no_grad()
-    def validate(self, model: torch.nn.Module, samples: list[dict], batch_size: int = 8) -> dict:
+    def validate(self, model: torch.nn.Module, samples: dict, batch_size: int = 8) -> dict:
         """Measures held-out samples; the same noise is drawn every time.
 
         Returns:
@@ -197,10 +187,10 @@ class StudentLoss:
             after each step K, where the latents have about unit variance.
         """
         parts = []
-        for start in range(0, len(samples), batch_size):
-            batch = samples[start : start + batch_size]
-            seeds = list(range(start, start + len(batch)))
-            parts.append(squared_errors(*self.predictions(model, [sample["image"] for sample in batch], seeds)))
+        for start in range(0, len(samples["image"]), batch_size):
+            pictures = samples["image"][start : start + batch_size]
+            seeds = list(range(start, start + len(pictures)))
+            parts.append(squared_errors(*self.predictions(model, pictures, seeds)))
         errors = torch.cat(parts, dim=1)
         loss = latent_loss(errors).item()
         means = {f"error_{k + 1}": round(error.mean().item(), 4) for k, error in enumerate(errors)}

@@ -2,11 +2,12 @@
 
     accelerate launch -m training.train --phase 1 --checkpoint stabilityai/stable-diffusion-2 --data D --output out/1
     accelerate launch -m training.train --phase 2 --checkpoint out/1 --data D --output out/2
-    accelerate launch -m training.train --phase scratch --checkpoint out/mini --data D --output out/3
-    accelerate launch -m training.train --phase student --checkpoint out/3 --data D --output out/4
+    accelerate launch -m training.train --phase student --checkpoint out/2 --data D --output out/3
+    accelerate launch -m training.train --phase controlnet --condition depth --checkpoint out/2 --data D --output out/4
 
 Phases 1 and 2 are the paper's (section 2.5); `scratch` trains small models from random weights; `student` makes a
-model of few steps, without guidance, of one of many (`training.student`). Every option given overrides the phase's.
+model of few steps, without guidance, of one of many (`training.student`); `controlnet` trains a ControlNet of depth or
+normals, or the generator of normals, which sees the RGB tile. Every option given overrides the phase's.
 `OUTPUT/checkpoint-STEP` is a folder that `from_pretrained` loads, with EMA weights and the trained ramp, and what the
 same command continues from.
 """
@@ -16,6 +17,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,13 +29,15 @@ from huggingface_hub import create_repo, upload_folder
 from peft import LoraConfig
 from PIL import Image
 from tqdm import tqdm
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from pipeline import CAMERAS, Zero123PlusPipeline, split_views
-from zero123plus.loading import checkpoints, load_controlnet, set_cameras
-from zero123plus.options import Parser, command, count, number, share
+from zero123plus.loading import checkpoints_of, load_controlnet, set_cameras
+from zero123plus.options import Help, command, count, number, positive, share, whole
 
 from .checkpoints import Run, gathered, load_start, write_weights
-from .data import CONDITIONS, PictureDataset, Stream, TileDataset, TilesInMemory
+from .data import CONDITIONS, PictureDataset, Stream, TileDataset, TilesInMemory, collate
 from .dry_run import describe
 from .loss import Denoiser, Zero123PlusLoss
 from .optimizers import build_optimizer, build_schedule
@@ -104,53 +108,96 @@ STUDENT_TARGETS = ["ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv_in"
 STUDENT_TARGETS += ["conv_shortcut", "conv", "time_emb_proj", "linear_1", "linear_2", *LORA_TARGETS]
 
 
-@dataclass
-class Options:
-    """The options of a run. What each means, its unit and its default say [`parse_options`] and `PHASES`."""
+# The options by groups of their help. Annotations such as `count` are functions that read and check the text of an
+# option. What is None by default is the phase's.
 
-    phase: str
-    checkpoint: str
-    cameras: str | None
-    pickle: bool
-    vision_encoder: str
-    data: Path
-    validation: Path | None
-    output: Path
-    train: str
-    condition: str
-    controlnet: str | None
-    lora_rank: int
-    student_steps: int
-    teacher_steps: int | None
-    teacher_guidance: float | None
-    perceptual: float
-    optimizer: str
-    learning_rate: float
-    lr_scheduler: str
-    decay_steps: int
-    warmup_steps: int
-    steps: int
-    image_sizes: tuple[int, int] | None
-    snr_gamma: float
-    batch_size: int
-    micro_batch_size: int
-    gradient_checkpointing: bool
-    compile: bool
-    mixed_precision: str | None
-    max_grad_norm: float
-    condition_dropout: float
-    ema_decay: float
-    in_memory: bool
-    permute_colours: bool
-    workers: int
-    minutes: float
-    save_minutes: float
-    keep: int
-    validation_steps: int
-    report_to: str
-    push_to_hub: str | None
-    seed: int
-    dry_run: bool
+
+@dataclass(kw_only=True)
+class SourceOptions:
+    _argument_group_name = "what is trained, and where it comes from"
+
+    phase: Literal[tuple(PHASES)] = HfArg(
+        help="1, 2: the paper's; scratch: a small model; student: few steps; controlnet: a ControlNet"
+    )
+    checkpoint: str = HfArg(help="folder, run or Hub name of Zero123++ or Stable Diffusion 2 to start from")
+    data: Path = HfArg(help="folder of rendered shards; for a student also of pictures")
+    output: Path = HfArg(help="folder of the run; the same command continues an interrupted run")
+    validation: Path | None = HfArg(default=None, help="shards of held-out objects; else the first training objects")
+    cameras: Literal[tuple(CAMERAS)] | None = HfArg(
+        default=None, help="cameras of a checkpoint that does not say its own; else the data's"
+    )
+    pickle: bool = HfArg(default=False, help="also read weights stored with pickle, which can run code")
+    vision_encoder: str = HfArg(
+        default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", help="vision tower to put beside Stable Diffusion 2"
+    )
+    train: Literal["attention", "unet", "unet+vision", "controlnet"] | None = HfArg(
+        default=None, help="which weights are trained"
+    )
+    lora_rank: whole = HfArg(default=None, help="rank of LoRA layers to train instead of the weights; 0: none")
+    condition: Literal[tuple(CONDITIONS)] = HfArg(
+        default="depth", help="what a ControlNet sees; with rgb it makes normals"
+    )
+    controlnet: str | None = HfArg(default=None, help="ControlNet to start from; else a copy of the UNet's encoder")
+    student_steps: count = HfArg(default=2, help="steps of a student")
+    teacher_steps: count = HfArg(default=None, help="steps of the teacher's path; else the checkpoint's")
+    teacher_guidance: positive = HfArg(
+        default=None, help="guidance scale of the teacher's path; else the checkpoint's"
+    )
+    perceptual: positive = HfArg(default=0.0, help="weight of LPIPS (VGG-16) and saturation in a student's loss")
+
+
+@dataclass(kw_only=True)
+class OptimiserOptions:
+    _argument_group_name = "optimiser and loss"
+
+    steps: count = HfArg(default=None, help="optimiser steps of the whole run")
+    batch_size: count = HfArg(default=None, help="tiles of a step, in all processes together")
+    micro_batch_size: count = HfArg(default=8, help="tiles at a time in each process; the rest is accumulated")
+    optimizer: Literal["adamw", "muon"] | None = HfArg(default=None, help="adamw if the phase names none")
+    learning_rate: positive = HfArg(default=None, help="highest learning rate")
+    lr_scheduler: str | None = HfArg(
+        default=None, help="'decay', 'timed' (decay over --minutes), or a name of diffusers.optimization.get_scheduler"
+    )
+    warmup_steps: whole = HfArg(default=None, help="first steps, in which the rate rises from 0")
+    decay_steps: whole = HfArg(default=None, help="last steps of 'decay', in which the rate falls to 0; else a fifth")
+    snr_gamma: positive = HfArg(default=None, help="gamma of min-SNR weighting; 0: none")
+    condition_dropout: share = HfArg(default=0.1, help="share of samples without the condition")
+    ema_decay: share = HfArg(default=0.999, help="decay of the averaged weights, which a checkpoint holds")
+    max_grad_norm: positive = HfArg(default=1.0, help="norm that gradients are clipped to")
+    seed: number(int, 0, 2**32 - 1) = HfArg(default=0, help="seed of the order of samples and of their noise")
+
+
+@dataclass(kw_only=True)
+class MachineOptions:
+    _argument_group_name = "data and machine"
+
+    image_sizes: list[int] | None = HfArg(
+        default=None, help="two edges in pixels, between which the condition picture is resized at random; 0 0: none"
+    )
+    in_memory: bool = HfArg(default=False, help="hold all objects decoded in the memory of the device that trains")
+    permute_colours: bool = HfArg(default=False, help="with --in-memory, permute each sample's colours at random")
+    workers: whole = HfArg(default=0, help="processes that read data")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = HfArg(default=None, help="else that of accelerate launch")
+    gradient_checkpointing: bool = HfArg(default=False, help="compute activations twice, to save memory")
+    compile: bool = HfArg(default=False, help="torch.compile the UNet, which takes minutes")
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    _argument_group_name = "the run"
+
+    minutes: positive = HfArg(default=math.inf, help="minutes after which this run saves and stops")
+    save_minutes: positive = HfArg(default=10.0, help="minutes between two checkpoints")
+    keep: count = HfArg(default=2, help="number of newest checkpoints that stay")
+    validation_steps: count = HfArg(default=1000, help="steps between two validations, each with a picture")
+    report_to: Literal["tensorboard", "wandb", "none"] = HfArg(default="tensorboard", help="where else the log goes")
+    push_to_hub: str | None = HfArg(default=None, help="repository that the last checkpoint is uploaded to")
+    dry_run: bool = HfArg(default=False, help="print what would be trained and what it costs, and stop")
+
+
+@dataclass(kw_only=True)
+class Options(SourceOptions, OptimiserOptions, MachineOptions, RunOptions):
+    """All options of a run."""
 
 
 def trainable_parameters(unet: torch.nn.Module, train: str) -> dict[str, torch.nn.Parameter]:
@@ -167,47 +214,42 @@ def trainable_parameters(unet: torch.nn.Module, train: str) -> dict[str, torch.n
     return {name: value for name, value in unet.named_parameters() if any(part in name for part in parts)}
 
 
-def validation_tiles(pipe: Zero123PlusPipeline, samples: list[dict]) -> Image.Image:
-    """A picture with a row for each sample: the input, the six generated views, and the six true ones."""
-    generators = [torch.Generator().manual_seed(i) for i in range(len(samples))]
+def validation_tiles(pipe: Zero123PlusPipeline, samples: dict) -> Image.Image:
+    """A picture with a row for each sample of a batch: the input, the six generated views, and the six true ones."""
+    images = samples["image"].permute(0, 2, 3, 1).cpu().numpy()
+    generators = [torch.Generator().manual_seed(i) for i in range(len(images))]
     pipe.set_progress_bar_config(disable=True)
-    images = [sample["image"] for sample in samples]
-    control = torch.stack([sample["control"] for sample in samples]) / 2 + 0.5 if "control" in samples[0] else None
-    height, width = samples[0]["tile"].shape[1:] if "tile" in samples[0] else pipe.default_size
-    made = pipe(
-        images, control_image=control, height=height, width=width, generator=generators, output_type="np"
-    ).images
+    height, width = samples["tile"].shape[2:] if "tile" in samples else pipe.default_size
+    size = {"height": int(height), "width": int(width)}
+    made = pipe(images, control_image=samples.get("control"), generator=generators, output_type="np", **size).images
     truth = made[:, :, :0]  # pictures alone have no true views
-    if "tile" in samples[0]:
-        truth = torch.stack([sample["tile"] for sample in samples]).permute(0, 2, 3, 1).cpu().numpy() / 2 + 0.5
+    if "tile" in samples:
+        truth = samples["tile"].permute(0, 2, 3, 1).cpu().numpy() / 255
     size = height // 3
     rows = [
-        np.concatenate([np.asarray(image.resize((size, size))) / 255, *a, np.ones((size, 4, 3)), *b], axis=1)
+        np.concatenate(
+            [np.asarray(Image.fromarray(image).resize((size, size))) / 255, *a, np.ones((size, 4, 3)), *b], axis=1
+        )
         for image, a, b in zip(images, split_views(made), split_views(truth))
     ]
     return Image.fromarray(np.round(np.concatenate(rows) * 255).astype(np.uint8))
 
 
-def readable(dataset: TileDataset, count: int) -> list[int]:
-    """Indices of at most `count` samples, evenly spread over those that can be read."""
+def readable(dataset: TileDataset, count: int) -> dict:
+    """A batch of at most `count` samples, evenly spread over those that can be read."""
     found = []
     for i in range(0, len(dataset), max(1, len(dataset) // count)):
         try:
-            dataset[i]
-            found.append(i)
+            found.append(dataset[i])
         except ValueError:  # the trainer's stream warns of these and counts them
             pass
     if not found:
         raise ValueError("No sample can be read: render again.")
-    return found[:count]
+    return collate(found[:count])
 
 
 def validate(
-    pipe: Zero123PlusPipeline,
-    model: Denoiser,
-    loss: Zero123PlusLoss | StudentLoss,
-    samples: list[dict],
-    path: Path | None,
+    pipe: Zero123PlusPipeline, model: Denoiser, loss: Zero123PlusLoss | StudentLoss, samples: dict, path: Path | None
 ):
     """Measures held-out samples ([`Zero123PlusLoss.validate`]) and draws tiles of the first four.
 
@@ -215,7 +257,7 @@ def validate(
         pipe: whose components the model trains; its ramp is brought up to date.
         model: in training.
         loss: that does not drop the condition.
-        samples: of a [`TileDataset`].
+        samples: a batch.
         path: of the picture; None draws without writing.
     """
     was_training = model.training
@@ -224,7 +266,7 @@ def validate(
         record = loss.validate(model, samples)
         with gathered(model):
             pipe.register_to_config(ramping_coefficients=model.ramp.tolist())
-            tiles = validation_tiles(pipe, samples[:4])
+            tiles = validation_tiles(pipe, {name: value[:4] for name, value in samples.items()})
     model.train(was_training)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,71 +276,11 @@ def validate(
 
 def parse_options(argv: list[str] | None) -> Options:
     """Reads the command line; the phase fills in what is not given."""
-    parser = Parser("Train Zero123++.")
-    add, whole, positive = parser.add_argument, number(int, 0), number(float, 0)
-    add("--phase", choices=PHASES, required=True, help="; ".join(f"{k}: {v}" for k, v in PHASES.items()))
-    add(
-        "--checkpoint",
-        required=True,
-        help="to start from: folder or Hub name of Zero123++ or Stable Diffusion 2, or a run",
-    )
-    add("--cameras", choices=CAMERAS, help="of a checkpoint that does not say its own; the data's if missing")
-    add("--pickle", action="store_true", help="also read weights stored with pickle, which can run code")
-    add("--vision-encoder", default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", help="beside Stable Diffusion 2")
-    add("--data", type=Path, required=True, help="folder of rendered shards")
-    add("--validation", type=Path, help="shards of held-out objects; the first training objects if missing")
-    add("--output", type=Path, required=True, help="folder of the run; an interrupted run continues")
-    add("--train", choices=("attention", "unet", "unet+vision", "controlnet"), help="what is trained")
-    add("--condition", choices=CONDITIONS, default="depth", help="what a ControlNet sees; of rgb it makes normals")
-    add("--controlnet", help="ControlNet to start from; a copy of the UNet's encoder if missing")
-    add("--lora-rank", type=whole, help="train LoRA layers instead; of the attention, of a student everywhere")
-    add("--student-steps", type=count, default=2, help="of a student")
-    add(
-        "--teacher-steps", type=count, help="of the path that a student learns the end of; the checkpoint's if missing"
-    )
-    add("--teacher-guidance", type=positive, help="on that path; the checkpoint's if missing")
-    add("--perceptual", type=positive, default=0.0, help="weight of LPIPS (VGG-16) and chroma in a student's loss")
-    add("--optimizer", choices=("adamw", "adamw-8bit", "muon"), help="adamw if the phase names none")
-    add("--learning-rate", type=positive, help="peak")
-    add(
-        "--lr-scheduler",
-        help="'decay'; 'timed', the same over the time of --minutes, whatever the step; or a name that"
-        " diffusers.optimization.get_scheduler knows",
-    )
-    add(
-        "--decay-steps",
-        type=whole,
-        help="of 'decay': the last steps, in which the rate falls to 0; a fifth if missing",
-    )
-    add("--warmup-steps", type=whole)
-    add("--steps", type=count, help="in all")
-    add(
-        "--image-sizes",
-        type=whole,
-        nargs=2,
-        help="the condition picture is resized at random to an edge between these; 0 0: it stays as it is",
-    )
-    add("--snr-gamma", type=positive, help="of min-SNR weighting; 0 switches it off")
-    add("--batch-size", type=count, help="tiles a step, of all processes")
-    add("--micro-batch-size", type=count, default=8, help="tiles at a time and process; the rest is accumulated")
-    add("--gradient-checkpointing", action="store_true")
-    add("--compile", action="store_true", help="torch.compile the UNet, which takes minutes (see docs/training.md)")
-    add("--mixed-precision", choices=("no", "bf16", "fp16"), help="what `accelerate launch` says if missing")
-    add("--max-grad-norm", type=positive, default=1.0)
-    add("--condition-dropout", type=share, default=0.1, help="share of samples without condition")
-    add("--ema-decay", type=share, default=0.999)
-    add("--in-memory", action="store_true", help="decode all objects first and hold them, on a GPU in its memory")
-    add("--permute-colours", action="store_true", help="with --in-memory, permute each sample's colours at random")
-    add("--workers", type=whole, default=0, help="processes that read data")
-    add("--minutes", type=positive, default=math.inf, help="stop this run, saved, after so long")
-    add("--save-minutes", type=positive, default=10, help="between two checkpoints")
-    add("--keep", type=count, default=2, help="newest checkpoints")
-    add("--validation-steps", type=count, default=1000, help="between two one-step predictions and validation tiles")
-    add("--report-to", default="tensorboard", choices=("tensorboard", "wandb", "none"))
-    add("--push-to-hub", metavar="NAME", help="upload the last checkpoint to this repository")
-    add("--seed", type=number(int, 0, 2**32 - 1), default=0)
-    add("--dry-run", action="store_true", help="print what would be trained, and stop")
-    o = parser.parse_args(argv)
+    groups = SourceOptions, OptimiserOptions, MachineOptions, RunOptions
+    usage = "python -m training.train --phase PHASE --checkpoint CHECKPOINT --data DATA --output OUTPUT [OPTION ...]"
+    parser = HfArgumentParser(groups, description="Train Zero123++.", formatter_class=Help, usage=usage)
+    parts = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    o = Options(**{name: value for part in parts for name, value in vars(part).items()})
     for name, value in {"optimizer": "adamw", "lora_rank": 0, **PHASES[o.phase]}.items():
         if getattr(o, name) is None:
             setattr(o, name, value)
@@ -306,7 +288,7 @@ def parse_options(argv: list[str] | None) -> Options:
         o.decay_steps = o.steps // 5
     if o.image_sizes and not any(o.image_sizes):
         o.image_sizes = None
-    return Options(**vars(o))
+    return o
 
 
 def check_options(o: Options, accelerator: Accelerator):
@@ -315,11 +297,8 @@ def check_options(o: Options, accelerator: Accelerator):
     Raises:
         ValueError: naming the option and the remedy.
     """
-    if o.in_memory and o.image_sizes:
-        raise ValueError(
-            f"`--in-memory` holds pictures of one size, but `--image-sizes` is {o.image_sizes}: add"
-            " `--image-sizes 0 0`."
-        )
+    if o.image_sizes and not (len(o.image_sizes) == 2 and 1 <= o.image_sizes[0] <= o.image_sizes[1]):
+        raise ValueError(f"`--image-sizes` is {o.image_sizes}, but must be two edges in pixels that rise, or 0 0.")
     if o.permute_colours and not o.in_memory:
         raise ValueError("`--permute-colours` permutes what lies in memory: give `--in-memory` too.")
     if o.lr_scheduler == "timed" and not math.isfinite(o.minutes):
@@ -408,7 +387,7 @@ def train(o: Options):
         else TileDataset(folder, condition=condition)
         for folder in (o.data, o.validation or o.data)
     )
-    check = [validation[i] for i in readable(validation, 16)]
+    check = readable(validation, 16)
     accelerator = Accelerator(
         mixed_precision=o.mixed_precision,
         log_with=None if o.report_to == "none" else o.report_to,
@@ -421,7 +400,7 @@ def train(o: Options):
 
     # 2. What trains, and what is frozen
     pipe = load_start(o.checkpoint, o.vision_encoder, o.pickle, o.cameras)
-    size = check[0]["tile"].shape[1:] if "tile" in check[0] else pipe.default_size  # height and width
+    size = tuple(check["tile"].shape[2:]) if "tile" in check else pipe.default_size  # height and width
     pipe.check_size(*size)
     if dataset.preset:
         set_cameras(pipe, dataset.preset, f"`--data` {o.data}")
@@ -464,8 +443,10 @@ def train(o: Options):
     for group, rate, factor in zip(optimizer.param_groups, rates, lr_scheduler.lr_lambdas):
         group["lr"] = rate * factor(lr_scheduler.last_epoch)
     stream = Stream(dataset, o.seed, seen, seen + (o.steps - step) * o.batch_size, o.image_sizes)
-    together = {"collate_fn": dataset.batch} if o.in_memory else {"collate_fn": list, "num_workers": o.workers}
-    loader = torch.utils.data.DataLoader(stream, o.micro_batch_size, drop_last=True, **together)
+    loader_options = {"collate_fn": collate, "num_workers": o.workers}
+    if o.in_memory:
+        loader_options = {"collate_fn": dataset.batch}
+    loader = torch.utils.data.DataLoader(stream, o.micro_batch_size, drop_last=True, **loader_options)
     loader = accelerator.prepare(loader)
     log = run.open_log(step)
     accelerator.init_trackers("zero123plus", {k: str(v) for k, v in vars(o).items()})
@@ -476,16 +457,16 @@ def train(o: Options):
     # 4. Train
     total = skipped = 0
     decays_later = o.lr_scheduler == "timed" or (o.lr_scheduler == "decay" and o.steps - step > o.decay_steps)
-    for samples in loader:
+    for batch in loader:
         with accelerator.accumulate(model):
-            loss = loss_function(model, samples)
+            loss = loss_function(model, batch)
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(parameters, o.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
         total += loss.detach() / accelerator.gradient_accumulation_steps
-        skipped += 0 if o.in_memory else sum(sample["skipped"] for sample in samples)
+        skipped += sum(batch["skipped"])
         if not accelerator.sync_gradients:
             continue
         lr_scheduler.step()
@@ -519,7 +500,7 @@ def train(o: Options):
     bar.close()
     accelerator.end_training()
     if o.push_to_hub and accelerator.is_main_process:
-        upload_folder(repo_id=o.push_to_hub, folder_path=checkpoints(o.output)[-1], ignore_patterns="state/*")
+        upload_folder(repo_id=o.push_to_hub, folder_path=checkpoints_of(o.output)[-1], ignore_patterns="state/*")
 
 
 def absolute(checkpoint: str) -> str:

@@ -1,4 +1,5 @@
 """The library around the pipeline: loading checkpoints, reading pictures, writing results.
 
-It imports `pipeline`; `pipeline` imports nothing of it, because the Hub loads that file alone.
+It imports `pipeline`; `pipeline` imports nothing of it, because diffusers cannot load siblings from a repository whose
+name has a dot.
 """

@@ -16,7 +16,6 @@ from . import results
 from .loading import ROOT, Checkpoint
 from .options import NUM_FACES, one_line
 from .pictures import prepare, read_picture
-from .preview import Preview
 from .upscale import Upscaler, join_views
 
 Job = tuple[str, str]  # a picture's path or URL, and the name of its result
@@ -36,7 +35,6 @@ class Settings:
         exports: keys of `exports.EXPORTS`.
         faces: of a mesh, about.
         upscale: whether to make the views four times as large, by [`upscale.Upscaler`].
-        preview: whether to show the first picture of a batch while its views form.
         overwrite: whether earlier results may be replaced.
         resume: whether earlier results are kept.
     """
@@ -50,13 +48,12 @@ class Settings:
     exports: tuple[str, ...] = ()
     faces: int = NUM_FACES
     upscale: bool = False
-    preview: bool = False
     overwrite: bool = False
     resume: bool = False
 
 
 def made_with(settings: Settings) -> dict:
-    """What `cameras.json` says of how views were made. What a call does not name is the checkpoint's own."""
+    """The settings that `cameras.json` records. Arguments that the call leaves out have the checkpoint's values."""
     checkpoint, call = settings.checkpoint, settings.call
     defaults = checkpoint.defaults()
     return {
@@ -138,18 +135,8 @@ class Generator:
         """Makes the views of named pictures and writes them. Returns the error of each that could not be written."""
         settings, pictures = self.settings, [picture for _, picture in batch]
         self.pipe.set_progress_bar_config(desc=batch[0][0], disable=not progress)
-        preview = results.PreviewFile(settings.output, batch[0][0]) if settings.preview else None
-        callback = Preview(self.pipe, pictures[0], lambda step, tile: preview.write(tile)) if preview else None
-        try:
-            made = self.pipe(
-                pictures,
-                **settings.call,
-                generator=[torch.Generator().manual_seed(settings.seed) for _ in batch],
-                callback_on_step_end=callback,
-            )
-        finally:
-            if preview:
-                preview.close()
+        seeds = [torch.Generator().manual_seed(settings.seed) for _ in batch]
+        made = self.pipe(pictures, **settings.call, generator=seeds)
         errors = {}
         for (name, _), tile, views in zip(batch, made.images, made.views):
             try:

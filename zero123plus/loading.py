@@ -1,21 +1,20 @@
 """Loading a checkpoint, ready to call: from a folder, a training run or the Hub, without running code of it."""
 
 import contextlib
-import functools
 import importlib.util
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import diffusers
 import safetensors
 import torch
 from diffusers import ControlNetModel
-from huggingface_hub import snapshot_download
-from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import list_repo_files, snapshot_download
+from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError, filter_repo_objects
 
-from pipeline import SCHEDULERS, Cameras, Zero123PlusPipeline
+from pipeline import SCHEDULERS, Zero123PlusPipeline, check_cameras, preset_of
 
 ROOT = Path(__file__).resolve().parent.parent  # of this repository, which is the checkpoint that ships with it
 STUDENT = ROOT / "student"  # its LoRA for few steps, where there is one
@@ -24,9 +23,7 @@ RUN_FILE = "run.json"  # what a training run says of itself in each of its check
 # What components need: weights lie in the components' folders, but for a LoRA's and a ControlNet's own
 WEIGHTS = ("*.json", "*.txt", "*.model", "*/*.safetensors", "diffusion_pytorch_model*.safetensors", LORA_FILE)
 OTHERS = ("*non_ema*", "*onnx*", "*openvino*", "*flax*")  # not downloaded
-VARIANTS = ("fp16", "bf16")  # whose weights are downloaded and taken where a component has no others
-WEIGHT_SUFFIXES = (".safetensors", ".bin")
-VARIANT_FILES = tuple(f"*.{variant}[.-]*" for variant in VARIANTS)
+VARIANTS = ("fp16", "bf16")  # whose weights are taken where a component has no others
 TEXT_LORA_PREFIXES = ("text_encoder.", "lora_te")
 LORA_PREFIXES = ("unet.", "lora_unet_", *TEXT_LORA_PREFIXES)
 LORA_DOWN = re.compile(r"lora(_A|_down|\.down|_linear_layer\.down)\b")  # the first matrix of a layer
@@ -65,13 +62,13 @@ def cpu_has_bfloat16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def checkpoints(run: Path) -> list[Path]:
+def checkpoints_of(run: Path) -> list[Path]:
     """The folders `checkpoint-STEP` of a training run, oldest first. They appear by a rename, so all are complete."""
     found = [path for path in Path(run).glob("checkpoint-*") if path.name[11:].isdecimal()]
     return sorted(found, key=lambda path: int(path.name[11:]))
 
 
-def find(name: str | Path, pickle: bool = False) -> Path:
+def resolve_checkpoint(name: str | Path, pickle: bool = False) -> Path:
     """The local folder of a checkpoint.
 
     Args:
@@ -84,18 +81,18 @@ def find(name: str | Path, pickle: bool = False) -> Path:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return (checkpoints(folder) or [folder])[-1]
+        return (checkpoints_of(folder) or [folder])[-1]
     if folder.exists():
         raise ValueError(f"{name} is a file, but a checkpoint is a folder or a Hub name.")
-    patterns = [*WEIGHTS, "*.bin"] if pickle else list(WEIGHTS)
-    download = functools.partial(snapshot_download, str(name), allow_patterns=patterns)
+    wanted = {"allow_patterns": [*WEIGHTS, "*.bin"] if pickle else list(WEIGHTS), "ignore_patterns": list(OTHERS)}
     try:
-        found = Path(download(ignore_patterns=[*OTHERS, *VARIANT_FILES]))
-        configured = {path.parent for path in (*found.glob("config.json"), *found.glob("*/config.json"))}
-        weights = [path for path in (*found.glob("*.*"), *found.glob("*/*.*")) if path.suffix in WEIGHT_SUFFIXES]
-        if configured - {path.parent for path in weights}:
-            found = Path(download(ignore_patterns=list(OTHERS)))
-        return found
+        try:
+            files = list(filter_repo_objects(list_repo_files(str(name)), **wanted))
+        except (HfHubHTTPError, OSError):  # without the network the cache is taken as it is
+            files = []
+        keep = find_variant(map(PurePosixPath, files))
+        wanted["ignore_patterns"] += [f"*.{variant}[.-]*" for variant in VARIANTS if variant != keep]
+        return Path(snapshot_download(str(name), **wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ValueError(
             f"{name} is no folder here, and cannot be had from the Hub ({' '.join(str(error).split())[:200]}): check"
@@ -165,13 +162,14 @@ def run_record(folder: Path) -> dict:
     return read_json(path) if path.is_file() else {}
 
 
-def find_variant(folder: Path) -> str | None:
-    """The variant, of `VARIANTS`, of which some component has weights and no others."""
-    for path in folder.glob("*/*.safetensors"):
-        found = re.search(rf"\.({'|'.join(VARIANTS)})[.-]", path.name)
-        if found and not [other for other in path.parent.glob("*.safetensors") if f".{found[1]}" not in other.name]:
-            return found[1]
-    return None
+def find_variant(files) -> str | None:
+    """The variant, of `VARIANTS`, of which some component has weights and no others, given the paths of all files."""
+    of_folder = {}
+    for path in files:
+        if path.suffix == ".safetensors" and len(path.parts) > 1:
+            found = re.search(rf"\.({'|'.join(VARIANTS)})[.-]", path.name)
+            of_folder.setdefault(path.parent, set()).add(found and found[1])
+    return next((found for (found, *others) in of_folder.values() if found and not others), None)
 
 
 @contextlib.contextmanager
@@ -192,7 +190,7 @@ def load_components(
     """Loads a pipeline whose components all have one dtype. No code of the checkpoint runs.
 
     Args:
-        folder: of [`find`].
+        folder: of [`resolve_checkpoint`].
         dtype: of all components.
         pickle: whether weights may be stored with pickle.
         cameras: a key of `pipeline.CAMERAS`, for a checkpoint that does not say its cameras.
@@ -204,7 +202,7 @@ def load_components(
     check_kind(folder)
     check_weights(folder, pickle)
     with naming(folder):
-        options = {"use_safetensors": None if pickle else True, "variant": find_variant(folder)}
+        options = {"use_safetensors": None if pickle else True, "variant": find_variant(folder.glob("*/*"))}
         pipe = Zero123PlusPipeline.from_pretrained(folder, dtype=dtype, **options)
     if cameras is not None:
         set_cameras(pipe, cameras, "`--cameras`")
@@ -216,8 +214,8 @@ class Checkpoint:
     """A checkpoint to load. It can be sent to another process, which then loads it.
 
     Args:
-        name: see [`find`]; the one in this repository by default. A LoRA run is its LoRA on the checkpoint that it was
-            trained from.
+        name: see [`resolve_checkpoint`]; the one in this repository by default. A LoRA run is its LoRA on the
+            checkpoint that it was trained from.
         device: see [`choose_device`].
         dtype: one of `options.DTYPES`; see [`choose_dtype`].
         cameras: a key of `pipeline.CAMERAS`, for a checkpoint that does not say its cameras.
@@ -243,14 +241,14 @@ class Checkpoint:
         """The folder of the pipeline, and the LoRA on it, if any.
 
         Raises:
-            ValueError: as [`find`], or if a LoRA does not say what it was trained from.
+            ValueError: as [`resolve_checkpoint`], or if a LoRA does not say what it was trained from.
         """
-        folder, lora = find(ROOT if self.name is None else self.name, self.pickle), self.lora
+        folder, lora = resolve_checkpoint(ROOT if self.name is None else self.name, self.pickle), self.lora
         if (folder / LORA_FILE).is_file() and lora is None:
             base, lora = run_record(folder).get("checkpoint"), folder
             if base is None:
                 raise ValueError(f"{folder} holds a LoRA alone: give it as `--lora`, and its base as `--checkpoint`.")
-            folder = find(base, self.pickle)
+            folder = resolve_checkpoint(base, self.pickle)
         return folder, lora
 
     def defaults(self) -> dict:
@@ -286,15 +284,13 @@ def set_cameras(pipe: Zero123PlusPipeline, preset: str, source: str):
     Raises:
         ValueError: if there is no such preset, or the checkpoint says that it has others.
     """
-    wanted, known = Cameras.named(preset, source), Cameras.from_config(pipe.config)
-    if known and not known.agree(wanted):
+    check_cameras(preset, source)
+    if pipe.camera_preset not in (None, preset):
         raise ValueError(
-            f"{source} has the cameras of {preset}, but the checkpoint says that it has others: {known}. Use both with"
-            " the same cameras."
+            f"{source} has the cameras of {preset}, but the checkpoint says that it has those of {pipe.camera_preset}:"
+            " use both with the same."
         )
-    pipe.register_to_config(
-        view_azimuths=list(wanted.azimuths), view_elevations=list(wanted.elevations), view_fov=wanted.fov
-    )
+    pipe.register_to_config(cameras=preset)
 
 
 def find_lora(name: str | Path) -> tuple[Path, str]:
@@ -307,7 +303,7 @@ def find_lora(name: str | Path) -> tuple[Path, str]:
         ValueError: if there is none.
     """
     path = Path(name)
-    folder, weight_name = (path.parent, path.name) if path.is_file() else (find(name), LORA_FILE)
+    folder, weight_name = (path.parent, path.name) if path.is_file() else (resolve_checkpoint(name), LORA_FILE)
     if not (folder / weight_name).is_file():
         raise ValueError(f"`--lora` {name} has no {weight_name}.")
     return folder, weight_name
@@ -348,13 +344,12 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
         modules = {module for module, _ in pipe.unet.named_modules()}
         before = sum(".lora_A." in module for module in modules)
         options = {"weight_name": weight_name, "use_safetensors": True}
-        if keys and all(key.startswith("unet.") for key in keys):
-            # Not `pipe.load_lora_weights`, which would warn of a text encoder without layers
-            pipe.unet.load_lora_adapter(str(folder), prefix="unet", **options)
+        ours = {key.partition(".lora_")[0].removeprefix("unet.") for key in keys}
+        if ours and ours <= modules:  # not `pipe.load_lora_weights`, which would warn of a text encoder without layers
+            prefix = "unet" if keys[0].startswith("unet.") else None
+            pipe.unet.load_lora_adapter(str(folder), prefix=prefix, **options)
         elif any(key.startswith(LORA_PREFIXES) for key in keys):
             pipe.load_lora_weights(str(folder), **options)
-        elif any(key.partition(".lora_")[0] in modules for key in keys):  # of `unet.save_lora_adapter`
-            pipe.unet.load_lora_adapter(str(folder), prefix=None, **options)
         else:
             raise ValueError(
                 f"`--lora` {name} has weights such as {next(iter(keys), 'none')!r}, but those of a LoRA begin with"
@@ -376,17 +371,17 @@ def load_controlnet(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 
 
     Args:
         pipe: changed in place.
-        name: see [`find`].
+        name: see [`resolve_checkpoint`].
         scale: of what it adds.
 
     Raises:
         ValueError: if it is of another kind, or was trained for other cameras than the pipeline's.
     """
-    folder = find(name)
+    folder = resolve_checkpoint(name)
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if config.get("_class_name") != "ControlNetModel":
         raise ValueError(f"`--controlnet` {name} holds no ControlNetModel: give a folder that has its config.json.")
-    preset = run_record(folder).get("cameras") or Cameras.preset_of(name)
+    preset = run_record(folder).get("cameras") or preset_of(name)
     if preset:
         set_cameras(pipe, preset, f"`--controlnet` {name}")
     with naming(name):

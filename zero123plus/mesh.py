@@ -119,7 +119,7 @@ def carve(alphas: np.ndarray, poses: np.ndarray, intrinsics: np.ndarray, grid: i
 
 def trim(hull: np.ndarray, shape: tuple[int, int], poses: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
     """Removes the edges of a hull, where the views' cones meet and the object hardly ever is, as far as its
-    silhouettes stay filled. On the held-out toys' true views volume IoU rises from 0.737 to 0.763.
+    silhouettes stay filled. On 32 held-out objects' true views volume IoU rises from 0.737 to 0.763.
 
     Args:
         hull: of [`carve`].
@@ -195,13 +195,13 @@ def unwrap(mesh, texels: float) -> tuple[np.ndarray, tuple[int, int]]:
     return coordinates[corners].astype(np.float64), (atlas.height, atlas.width)
 
 
-def bake(mesh, corners: np.ndarray, shape: tuple[int, int], *views) -> np.ndarray:
+def bake(mesh, corners: np.ndarray, shape: tuple[int, int], colours, alphas, poses, intrinsics) -> np.ndarray:
     """The texture that views give a surface, sRGB in [0, 1], of shape (*shape, 3).
 
     Args:
         mesh: of [`surface`].
         corners: of [`unwrap`], as is `shape`.
-        views: arguments of [`colour`] after the points.
+        colours, alphas, poses, intrinsics: of the views, as [`colour`] takes them.
     """
     corners = corners * shape[::-1] - 0.5  # in texels, whole numbers at their centres
     canvas = PIL.Image.new("I", shape[::-1])
@@ -218,7 +218,8 @@ def bake(mesh, corners: np.ndarray, shape: tuple[int, int], *views) -> np.ndarra
     weights /= weights.sum(1, keepdims=True)
     points, normals = ((weights * of[mesh.faces[face]]).sum(1) for of in (mesh.vertices, mesh.vertex_normals))
     texture, known = np.zeros((*shape, 3)), np.zeros(shape, bool)
-    texture[rows, columns], known[rows, columns] = colour(points, normals, *views, views[0].shape[1]), True
+    seen = colour(points, normals, colours, alphas, poses, intrinsics, buffer_size=colours.shape[1])
+    texture[rows, columns], known[rows, columns] = seen, True
     nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
     return texture[tuple(nearest)]
 

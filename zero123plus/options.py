@@ -1,6 +1,7 @@
 """What the command lines share: the numbers that options take, the options of a checkpoint, and errors in one line."""
 
 import argparse
+import copy
 import dataclasses
 import functools
 import math
@@ -37,6 +38,8 @@ def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], 
 
 
 count = number(int, 1)
+whole = number(int, 0)
+positive = number(float, 0)
 share = number(float, 0, 1)
 ratio = number(float, 0.01, 1)  # of an object's side to the picture's
 scale = number(float, -1000, 1000)  # of guidance, a LoRA or a ControlNet
@@ -55,6 +58,14 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:  # of two spellings the one with hyphens
+        shown = copy.copy(action)
+        shown.option_strings = [name for name in action.option_strings if "_" not in name]
+        return super()._format_action_invocation(shown)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return "" if action.const is True else super()._format_args(action, default_metavar)
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,7 +104,7 @@ def command(main: Callable) -> Callable:
 
 def add_cameras_option(add):
     """Adds `--cameras` to a command; `add` is `parser.add_argument`."""
-    add("--cameras", choices=CAMERAS, help="for a checkpoint that does not say its own")
+    add("--cameras", choices=CAMERAS, help="cameras of a checkpoint that does not say its own")
 
 
 def add_checkpoint_options(add):

@@ -32,7 +32,7 @@ MAX_WAITING = 20  # visitors in the queue; the next one is told to come back
 MAX_STEPS = 100
 MAX_SEED = 2**64 - 1  # torch's
 KEEP_SECONDS = 3600  # results and uploads
-# The mini's views are small. A gallery shows all six
+# Views may be small. A gallery shows all six
 CSS = """
 #seen img, #tile img, #turntable img { width: auto; height: 100%; margin: auto }
 #bar progress { width: 100% }

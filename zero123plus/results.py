@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 import fsspec
 import numpy as np
 import PIL.Image
-import PIL.PngImagePlugin
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import COLUMNS, ROWS
@@ -24,7 +23,6 @@ from .pictures import LAST, cut_out
 logger = logging.getLogger(__name__)
 
 NAMES = {LAST, "tile.png", *(f"view_{i}.png" for i in range(ROWS * COLUMNS)), *EXPORTS}
-SOFTWARE = "zero123plus preview"  # written into previews, which alone may be replaced
 
 
 def join(output: str, name: str) -> str:
@@ -200,40 +198,3 @@ def put_result(write, output: str, name: str, overwrite: bool = False, resume: b
         return
     with files.new_folder(Path(path), NAMES.__contains__ if overwrite else None, mark=LAST) as folder:
         write(folder)
-
-
-class PreviewFile:
-    """The file `NAME.preview.png`, which shows views while they form and is removed when it is closed.
-
-    Args:
-        output: folder or URL.
-        name: of the result.
-
-    Raises:
-        ValueError: if a file of that name is there and is no preview.
-    """
-
-    def __init__(self, output: str, name: str):
-        self.fs, self.path = fsspec.core.url_to_fs(join(output, f"{name}.preview.png"))
-        for path in self.files():
-            with self.fs.open(path, "rb") as file:
-                if SOFTWARE.encode() not in file.read(512):
-                    raise ValueError(f"{path} exists and is no preview: move it, or leave --preview out.")
-
-    def files(self) -> list[str]:
-        """The preview, and the file beside it that takes its place, as far as they are there."""
-        return [path for path in (self.path, f"{self.path}.partial") if self.fs.exists(path)]
-
-    def write(self, picture: PIL.Image.Image):
-        """Replaces the preview."""
-        self.fs.makedirs(str(PurePosixPath(self.path).parent), exist_ok=True)
-        info = PIL.PngImagePlugin.PngInfo()
-        info.add_text("Software", SOFTWARE)
-        with self.fs.open(f"{self.path}.partial", "wb") as file:
-            picture.save(file, "PNG", pnginfo=info)
-        self.fs.mv(f"{self.path}.partial", self.path)
-
-    def close(self):
-        """Removes the preview."""
-        for path in self.files():
-            self.fs.rm(path)

@@ -1,23 +1,29 @@
 """Procedural toys: coloured objects with a true front and back, made in Blender from a kind and a seed.
 
-`build(kind, seed)` puts one mesh object into the current scene. The front looks along +X, up is +Z (the input view of
-Zero123++ at azimuth 0 stands on +X). A toy may have any size, because `training.render` normalises every object.
+    python -m lab.toys --count 50 --output data/toys.blend                 # 50 of each kind, from seed 1000 on
+    python -m lab.toys --names lab/toys.txt --output data/heldout.blend    # those of a list
+    python -m training.render --objects data/toys.blend --output data/train
 
-Every kind is a function that takes a `Toy` and adds parts to it; `KINDS` lists those that are trained on,
-`UNSEEN` those that are held out for evaluation. Needs the package `bpy`.
+saves each as KIND-SEED.blend, which `training.render` renders like any other file. `build(kind, seed)` puts one mesh
+object into the current scene. The front looks along +X, up is +Z (the input view of Zero123++ at azimuth 0 stands on
++X). A toy may have any size, because every object is normalised. Every kind is a function that takes a `Toy` and adds
+parts to it; `KINDS` lists those that are trained on, `UNSEEN` those that are held out. Needs the package `bpy`.
 """
 
 import colorsys
+import itertools
 import math
 import random
+from pathlib import Path
 
+import bpy  # isort: skip  # the others can be found only after it
 import bmesh
-import bpy
 from mathutils import Euler, Matrix, Vector
+from tqdm import tqdm
 
-from .data import UNSEEN_KINDS
-
-__all__ = ["KINDS", "UNSEEN", "build"]
+from training.blender import silence_blender
+from training.render import read_names
+from zero123plus.options import Parser, command, count, whole
 
 WOOD = (0.08, 0.45, 0.72)  # hue, saturation, value
 PATTERNS = ("plain", "plain", "plain", "stripes", "checks", "spots", "patches")
@@ -997,7 +1003,7 @@ KINDS = {
                  television, icecream, penguin, table, sofa, drum, umbrella, lighthouse, cake, turtle, snail, elephant,
                  submarine, piano, tent, tractor, trophy, cat, blocks, variation)
 }  # fmt: skip
-UNSEEN = {name: globals()[name] for name in UNSEEN_KINDS}
+UNSEEN = {"teapot": teapot, "windmill": windmill, "bed": bed}
 
 
 def build(kind: str, seed: int) -> bpy.types.Object:
@@ -1019,3 +1025,32 @@ def build(kind: str, seed: int) -> bpy.types.Object:
     toy = Toy(random.Random(f"{kind}-{seed}"))
     kinds[kind](toy)
     return toy.finish(f"{kind}-{seed}")
+
+
+@command
+def main(argv: list[str] | None = None):
+    """The command line."""
+    parser = Parser("Save procedural toys as .blend files.")
+    parser.add_argument("--count", type=count, default=40, help="toys of each kind")
+    parser.add_argument("--first-seed", type=whole, default=1000, help="the toys' seeds count up from here")
+    parser.add_argument("--names", type=Path, help="text file of the toys to save instead, one KIND-SEED a line")
+    parser.add_argument("--output", type=Path, required=True, help="folder; toys that are there are left out")
+    o = parser.parse_args(argv)
+    seeds = range(o.first_seed, o.first_seed + o.count)
+    names = read_names(o.names) if o.names else [f"{k}-{seed}" for seed, k in itertools.product(seeds, KINDS)]
+    o.output.mkdir(parents=True, exist_ok=True)
+    silence_blender()
+    for name in tqdm(names, unit="toy"):
+        path = o.output.absolute() / f"{name}.blend"
+        if path.exists():
+            continue
+        kind, _, seed = name.rpartition("-")
+        bpy.ops.wm.read_factory_settings(use_empty=True)
+        build(kind, int(seed))
+        partial = path.with_suffix(".partial")
+        bpy.ops.wm.save_as_mainfile(filepath=str(partial), compress=True, check_existing=False)
+        partial.rename(path)
+
+
+if __name__ == "__main__":
+    main()

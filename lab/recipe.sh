@@ -2,23 +2,31 @@
 # The mini checkpoint from nothing: toys and objects, renders, VAE, UNet, student, evaluation. The same command continues
 # an interrupted run.
 #
-#     OBJECTS="furniture/usr/share/sweethome3d/furniture/*.sh3f" bash training/run_all.sh    # days on a CPU
-#     bash training/run_all.sh --smoke    # every step at its smallest, in minutes: nothing is learned
+#     OBJECTS="furniture/usr/share/sweethome3d/furniture/*.sh3f" bash lab/recipe.sh    # days on a CPU
+#     bash lab/recipe.sh --smoke    # every step at its smallest, in minutes: nothing is learned
 #
-# OBJECTS are models to train on beside the toys, none if not set (docs/training.md says where to get them), and OUT is
-# the folder of everything it makes, out/recipe if not set.
+# OBJECTS are models to train on beside the toys, none if not set (lab/README.md says where to get them), and OUT is the
+# folder of everything it makes, out/recipe if not set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-out/recipe}
 mkdir -p "$out"
 
-source training/launch.sh
+# On a CPU a process of one thread for each core is twice as fast as one process with all threads, and bfloat16 pays only
+# where the processor has it
+if python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+    launch=(accelerate launch) processes=1 precision=bf16
+else
+    processes=1
+    while [ $((2 * processes)) -le "$(nproc)" ] && [ $processes -lt 64 ]; do processes=$((2 * processes)); done
+    launch=(env ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node "$processes")
+    precision=$(python -c "from zero123plus.loading import *; print('bf16' if cpu_has_bfloat16() else 'no')" 2>/dev/null)
+fi
 
 if [ "${1:-}" = "--smoke" ]; then
     printf '%s\n' mug-1000 car-1000 house-1000 > "$out/train.txt"
     printf '%s\n' mug-0 > "$out/heldout.txt"
-    train=(--names "$out/train.txt" --samples 1) heldout=(--names "$out/heldout.txt" --samples 1)
-    samples=1
+    train=(--names "$out/train.txt") heldout=(--names "$out/heldout.txt") samples=1
     vae=(--minutes 0.3 --gate 0 --perceptual 0.03)
     unet=(--steps 2 --batch-size $((2 * processes)) --micro-batch-size 2 --validation-steps 2)
     score=(--steps 4)
@@ -42,7 +50,7 @@ with zipfile.ZipFile(sys.argv[1], "w") as archive:
     archive.writestr("box/wood.png", texture.getvalue())
 ARCHIVE
 else
-    train=(--toys 50) heldout=(--names evaluation/toys.txt)
+    train=(--count 50) heldout=(--names lab/toys.txt) samples=8
     vae=(--minutes 120 --perceptual 0.03)
     unet=(--steps 40000 --micro-batch-size $((64 / processes)) --mixed-precision "$precision")
     score=()
@@ -50,20 +58,22 @@ else
     student+=(--learning-rate 1e-3 --teacher-guidance 3.5 --perceptual 8)
 fi
 
-python -m training.render "${train[@]}" --output "$out/train/toys"
+python -m lab.toys "${train[@]}" --output "$out/toys/train"
+python -m lab.toys "${heldout[@]}" --output "$out/toys/heldout"
+python -m training.render --objects "$out/toys/train" --samples "$samples" --output "$out/train/toys"
 if [ -n "${OBJECTS:-}" ]; then
-    python -m training.render --objects $OBJECTS --without evaluation/objects.jsonl --min-thickness 0.05 --min-cover 0.02 \
-        --samples "${samples:-8}" --output "$out/train/objects"
+    python -m training.render --objects $OBJECTS --without lab/objects.jsonl --min-thickness 0.05 --min-cover 0.02 \
+        --samples "$samples" --output "$out/train/objects"
 fi
-python -m training.render "${heldout[@]}" --output "$out/heldout"
-python -m evaluation.heldout --renders "$out/heldout" --train-data "$out/train" --output "$out/objects"
-python -m training.train_vae --data "$out/train" --validation "$out/heldout" --output "$out/vae" "${vae[@]}"
-[ -d "$out/mini" ] || python -m training.mini --vae "$out/vae" --output "$out/mini"
+python -m training.render --objects "$out/toys/heldout" --samples "$samples" --output "$out/heldout"
+python -m evaluation.heldout --renders "$out/heldout" --train-data "$out/train" --output "$out/groups/toys"
+python -m lab.vae --data "$out/train" --validation "$out/heldout" --output "$out/vae" "${vae[@]}"
+[ -d "$out/mini" ] || python -m lab.weights --vae "$out/vae" --output "$out/mini"
 "${launch[@]}" -m training.train --phase scratch --in-memory --permute-colours --checkpoint "$out/mini" \
     --data "$out/train" --validation "$out/heldout" --output "$out/unet" "${unet[@]}"
 checkpoint=$(ls -d "$out"/unet/checkpoint-* | sort -V | tail -1)
 "${launch[@]}" -m training.train --phase student --in-memory --checkpoint "$checkpoint" --data "$out/train" \
     --validation "$out/heldout" --output "$out/student" "${student[@]}"
-python -m evaluation.evaluate --checkpoint "$checkpoint" --student "$out/student" --heldout "$out/objects" \
+python -m evaluation.evaluate --checkpoint "$checkpoint" --student "$out/student" --heldout "$out/groups/toys" \
     --output "$out/evaluation" "${score[@]}"
 echo "$checkpoint"

@@ -1,6 +1,6 @@
 """Makes the small VAE of the mini checkpoint: a closed-form encoder, and a decoder that is trained.
 
-    python -m training.train_vae --data data/train --output out/vae --minutes 30
+    python -m lab.vae --data data/train --output out/vae --minutes 30
 
 Full-size training uses the VAE of Stable Diffusion instead. The encoder is a principal component analysis
 (`initialise_encoder`). `OUTPUT/checkpoint-0` holds it within a minute, and it does not change any more, so that the
@@ -11,12 +11,14 @@ of `training.train`; a checkpoint is a folder that `AutoencoderKL.from_pretraine
 The run ends with an error if the reconstructions have less than 0.9 of the true saturation.
 """
 
+import argparse
 import json
 import math
 import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -25,13 +27,13 @@ from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
 from pipeline import LATENT_SCALE, LATENT_SHIFT, scale_image, unscale_image
-from zero123plus.loading import find
-from zero123plus.options import Parser, command, count, number
-
-from .checkpoints import Run, with_weights
-from .data import Stream, ViewDataset
-from .optimizers import build_schedule
-from .perceptual import PerceptualLoss
+from training.checkpoints import Run, with_weights
+from training.data import Stream, channels_first, on_grey
+from training.optimizers import build_schedule
+from training.perceptual import Lpips
+from training.shards import load_objects
+from zero123plus.loading import resolve_checkpoint
+from zero123plus.options import Parser, command, count, positive
 
 CONFIG = {
     "block_out_channels": (16, 32, 64, 128, 128),
@@ -61,8 +63,25 @@ SAVE_MINUTES = 5
 
 
 def chroma(pixels: torch.Tensor) -> torch.Tensor:
-    """Colour without brightness: each channel's distance to the mean of the channels, shape (B, 3, H, W) as given."""
+    """Colour without brightness: each channel's distance to the mean of the channels, shape (B, 3, H, W)."""
     return pixels - pixels.mean(1, keepdim=True)
+
+
+class ViewDataset(torch.utils.data.Dataset):
+    """Single views: `pixels`, RGB on grey, float32 of shape (3, S, S) in [-1, 1], and `alpha` of shape (1, S, S)."""
+
+    def __init__(self, folder: Path):
+        parts = ((item["inputs"], *item["targets"]) for item in load_objects(folder))
+        self.views = np.concatenate([views for part in parts for views in part])
+
+    def __len__(self):
+        return 2 * len(self.views)
+
+    def __getitem__(self, index: int) -> dict:
+        view = self.views[index // 2]
+        view = np.ascontiguousarray(view[:, ::-1] if index % 2 else view)
+        alpha = torch.from_numpy(view[..., 3]).float()[None] / 255
+        return {"pixels": channels_first(on_grey(view)) / 127.5 - 1, "alpha": alpha}
 
 
 def loss_function(reconstruction: torch.Tensor, pixels: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
@@ -151,11 +170,11 @@ def initialise_encoder(vae: AutoencoderKL, pixels: torch.Tensor, alpha: torch.Te
     vae.post_quant_conv.bias.copy_(mean - LATENT_SHIFT * RAW / gain)
 
 
-def noisy_latents(posterior, max_noise: float) -> torch.Tensor:
-    """The posterior's mean with noise whose level is drawn for each picture, up to `max_noise` of each component's
+def noisy_latents(posterior) -> torch.Tensor:
+    """The posterior's mean with noise whose level is drawn for each picture, up to `MAX_NOISE` of each component's
     deviation; shape (B, C, h, w).
     """
-    level = max_noise * torch.rand(len(posterior.mean), 1, 1, 1, device=posterior.mean.device)
+    level = MAX_NOISE * torch.rand(len(posterior.mean), 1, 1, 1, device=posterior.mean.device)
     return posterior.mean + level * (posterior.std / NOISE) * torch.randn_like(posterior.mean)
 
 
@@ -195,31 +214,18 @@ class Decoder(torch.nn.Module):
         return self.vae.decode(latents).sample
 
 
-def train_decoder(
-    data: Path,
-    validation: Path | None,
-    output: Path,
-    checkpoint: str | None = None,
-    minutes: float = 30,
-    batch_size: int = 16,
-    learning_rate: float = 2e-3,
-    mixed_precision: str | None = None,
-    max_noise: float = MAX_NOISE,
-    perceptual: float = 0.0,
-) -> dict:
-    """Trains a decoder, and returns what [`reconstruction_quality`] measures at the end. See the options for the
-    arguments.
-    """
+def train_decoder(o: argparse.Namespace) -> dict:
+    """Trains a decoder as the options say, and returns what [`reconstruction_quality`] measures at the end."""
     set_seed(0)
-    accelerator = Accelerator(mixed_precision=mixed_precision)
-    dataset = ViewDataset(data)
-    if len(dataset) < batch_size * accelerator.num_processes:
+    accelerator = Accelerator(mixed_precision=o.mixed_precision)
+    dataset = ViewDataset(o.data)
+    if len(dataset) < o.batch_size * accelerator.num_processes:
         raise ValueError(
-            f"`--batch-size` is {batch_size}, but `--data` {data} has only {len(dataset)} views, plain and mirrored:"
-            " render more objects, or give fewer views a step."
+            f"`--batch-size` is {o.batch_size}, but `--data` {o.data} has only {len(dataset)} views, plain and"
+            " mirrored: render more objects, or give fewer views a step."
         )
-    run = Run(output, accelerator, {"checkpoint": checkpoint}, keep=1)
-    start = run.newest or (find(checkpoint) if checkpoint else None)
+    run = Run(o.output, accelerator, {"checkpoint": o.checkpoint}, keep=1)
+    start = run.newest or (resolve_checkpoint(o.checkpoint) if o.checkpoint else None)
     vae = AutoencoderKL(**CONFIG)
     if start:
         vae = AutoencoderKL.from_pretrained(start)
@@ -228,10 +234,10 @@ def train_decoder(
         initialise_encoder(vae, scale_image(views["pixels"]), views["alpha"])
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
-    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=learning_rate, betas=(0.9, 0.99))
-    schedule = build_schedule("timed", optimizer, 100, 1, 1, partial(run.time_left, minutes))
+    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=o.learning_rate, betas=(0.9, 0.99))
+    schedule = build_schedule("timed", optimizer, 100, 1, 1, partial(run.time_left, o.minutes))
     vae.to(accelerator.device)
-    distance = PerceptualLoss().to(accelerator.device, memory_format=torch.channels_last) if perceptual else None
+    distance = Lpips("vgg16").to(accelerator.device, memory_format=torch.channels_last) if o.perceptual else None
     model, optimizer = accelerator.prepare(Decoder(vae), optimizer)
     parameters = list(vae.decoder.parameters())
     ema = EMAModel(parameters, decay=EMA_DECAY)
@@ -243,34 +249,34 @@ def train_decoder(
     save = partial(run.save, write, model, ema, optimizer)
     if not step:
         save(0, 0)
-    check = sample_views(ViewDataset(validation) if validation else dataset, 64)
+    check = sample_views(ViewDataset(o.validation) if o.validation else dataset, 64)
     check = {name: value.to(accelerator.device) for name, value in check.items()}
     log = run.open_log(step)
     stream = Stream(dataset, 0, seen, sys.maxsize)
-    loader = accelerator.prepare(torch.utils.data.DataLoader(stream, batch_size, drop_last=True))
+    loader = accelerator.prepare(torch.utils.data.DataLoader(stream, o.batch_size, drop_last=True))
     bar = tqdm(desc="VAE decoder", unit="step", initial=step, disable=not accelerator.is_main_process)
     for batch in loader:
         pixels = scale_image(batch["pixels"])
         with torch.no_grad(), accelerator.autocast():
-            latents = noisy_latents(vae.encode(pixels).latent_dist, max_noise)
+            latents = noisy_latents(vae.encode(pixels).latent_dist)
         reconstruction = model(latents).float()
         loss = loss_function(reconstruction, pixels, batch["alpha"])
         if distance:
             with accelerator.autocast():
-                loss = loss + perceptual * distance(unscale_image(reconstruction), batch["pixels"]).float().mean()
+                loss = loss + o.perceptual * distance(unscale_image(reconstruction), batch["pixels"]).float().mean()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
         ema.step(parameters)
-        step, seen = step + 1, seen + batch_size * accelerator.num_processes
+        step, seen = step + 1, seen + o.batch_size * accelerator.num_processes
         bar.update()
         line = {"step": step, "views": seen, "loss": accelerator.reduce(loss.detach(), "mean")}
         if step % 100 == 0:
             line |= reconstruction_quality(vae, check)
         log.write(line)
-        done = run.time_left(minutes) < 0
+        done = run.time_left(o.minutes) < 0
         if run.is_due(SAVE_MINUTES) or done:
             log.flush()
             save(step, seen)
@@ -286,24 +292,21 @@ def main(argv: list[str] | None = None):
     parser = Parser("Make the mini checkpoint's VAE.")
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of rendered shards")
-    add("--validation", type=Path, help="the same, held out, to measure on; --data if missing")
+    add("--validation", type=Path, help="folder of held-out shards, to measure on; --data if missing")
     add("--output", type=Path, required=True, help="folder of the run; an interrupted run continues")
     add("--checkpoint", help="VAE to start from, whose encoder stays; a new one if missing")
-    add("--minutes", type=number(float, 0), default=30.0, help="of this run, in which the rate falls to 0")
-    add("--batch-size", type=count, default=16, help="views a step and process")
-    add("--learning-rate", type=number(float, 0), default=2e-3, help="at the start")
+    add("--minutes", type=positive, default=30.0, help="minutes of this run, in which the rate falls to 0")
+    add("--batch-size", type=count, default=16, help="views of a step in each process")
+    add("--learning-rate", type=positive, default=2e-3, help="learning rate at the start")
     add("--mixed-precision", choices=("no", "bf16"), help="what `accelerate launch` says if missing")
-    add("--max-noise", type=number(float, 0), default=MAX_NOISE, help="share of the latents' deviation")
-    add("--perceptual", type=number(float, 0), default=0.0, help="weight of LPIPS (VGG-16) in the loss")
-    add("--gate", type=number(float, 0), default=SATURATION_GATE, help="least saturation, relative to the truth's")
-    options = vars(parser.parse_args(argv))
-    gate = options.pop("gate")
-    result = train_decoder(**options)
-    print(json.dumps({**result, "gate": result["saturation"] >= gate}))
-    if result["saturation"] < gate:
+    add("--perceptual", type=positive, default=0.0, help="weight of LPIPS (VGG-16) in the loss")
+    add("--gate", type=positive, default=SATURATION_GATE, help="least saturation, relative to the truth's")
+    o = parser.parse_args(argv)
+    result = train_decoder(o)
+    print(json.dumps({**result, "gate": result["saturation"] >= o.gate}))
+    if result["saturation"] < o.gate:
         raise ValueError(
-            f"The reconstructions have {result['saturation']:.2f} of the truth's saturation, below the gate of {gate}:"
-            " train on."
+            f"The reconstructions have {result['saturation']:.2f} of the truth's saturation, below `--gate` {o.gate}."
         )
 
 

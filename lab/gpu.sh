@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The part of the mini's recipe that wants a GPU, for a machine without network that is there for minutes.
 #
-#     DATA=data/train VALIDATION=data/heldout OUT=out/gpu bash training/gpu.sh
-#     ... bash training/gpu.sh --smoke     # two steps of everything, on any machine
-#     ... bash training/gpu.sh unet        # parts alone: unet, decoder, controlnets, ablations; without a name all
+#     DATA=data/train VALIDATION=data/heldout OUT=out/gpu bash lab/gpu.sh
+#     ... bash lab/gpu.sh --smoke     # two steps of everything, on any machine
+#     ... bash lab/gpu.sh unet        # parts alone: unet, decoder, controlnets; without a name all
 #
 # unet: the UNet, from CHECKPOINT or else from random weights, for MINUTES; its rate falls to 0 in the last two fifths.
 # decoder: that of the VAE in the folder VAE, for VAE_MINUTES; the encoder, and so the latents, stay the same.
-# controlnets: depth, and the generator of normals, for CONTROL_MINUTES. ablations: those of training/ablations.txt.
-# ControlNets and ablations are of the UNet that was trained in OUT, or else of CHECKPOINT, or else of this repository.
+# controlnets: depth, and the generator of normals, for CONTROL_MINUTES, of the UNet that was trained in OUT, or else of
+# CHECKPOINT, or else of this repository.
 #
 # Nothing is compiled: torch 2.11 compiled the UNet for 7 minutes on an H100, and the first backward pass then failed.
 #
@@ -16,8 +16,8 @@
 # folder of shards with depth, normals and alpha, for all but the UNet; DATA if not set.
 #
 # The results are in OUT/result, in half precision and in files of at most 15 MB: `cat NAME.tar.* | tar x` gives `decayed`,
-# the weights to publish; `constant`, those before the rate fell, to train on from; `vae`; `controlnets`; and `ablations`,
-# tiles for `python -m evaluation.evaluate --predictions`. A file NAME.done says that NAME is whole.
+# the weights to publish; `constant`, those before the rate fell, to train on from; `vae`; and `controlnets`. A file
+# NAME.done says that NAME is whole.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-out/gpu} vae=${VAE:-vae} control=${CONTROL:-$DATA}
@@ -30,17 +30,16 @@ train=(python -m training.train --phase scratch --in-memory --permute-colours --
 if [ "${1:-}" = "--smoke" ]; then
     shift
     train+=(--batch-size 2 --micro-batch-size 2)
-    unet=(--steps 4 --decay-steps 2 --validation-steps 2) controlnet=(--steps 2) ablation=(--steps 2)
-    decoder=(--minutes 0.1 --batch-size 8 --gate 0) score=(--steps 2 --limit 1)
+    unet=(--steps 4 --decay-steps 2 --validation-steps 2) controlnet=(--steps 2)
+    decoder=(--minutes 0.1 --batch-size 8 --gate 0)
 else
     train+=(--batch-size 256 --mixed-precision bf16 --workers 4)
     timed=(--lr-scheduler timed --steps 1000000 --decay-steps 400000)
     unet=("${timed[@]}" --minutes "$minutes" --batch-size 512 --micro-batch-size 512 --learning-rate 3e-3
         --ema-decay 0.998 --validation-steps 500)
-    # Two ControlNets, and five ablations, share the GPU's memory
+    # Two ControlNets share the GPU's memory
     controlnet=("${timed[@]}" --minutes "$control_minutes" --micro-batch-size 128 --validation-steps 1000000)
-    ablation=(--steps 157 --decay-steps 63 --warmup-steps 10 --micro-batch-size 64 --validation-steps 1000000)  # 40,000 tiles
-    decoder=(--minutes "$vae_minutes" --batch-size 64 --mixed-precision bf16) score=()
+    decoder=(--minutes "$vae_minutes" --batch-size 64 --mixed-precision bf16)
 fi
 
 # The newest checkpoint of a run
@@ -48,7 +47,7 @@ newest() {
     ls -d "$1"/checkpoint-* | sort -V | tail -1
 }
 
-# The checkpoint that ControlNets and ablations start from
+# The checkpoint that ControlNets start from
 trained() {
     if [ -d "$out/unet" ]; then newest "$out/unet"; else echo "${CHECKPOINT:-.}"; fi
 }
@@ -61,7 +60,7 @@ pack() {
 
 train_unet() {
     if [ -z "${CHECKPOINT:-}" ] && [ ! -d "$out/start" ]; then
-        python -m training.mini --vae "$vae" --output "$out/start"
+        python -m lab.weights --vae "$vae" --output "$out/start"
     fi
     "${train[@]}" --checkpoint "${CHECKPOINT:-$out/start}" --data "$DATA" --validation "$VALIDATION" --output "$out/unet" "${unet[@]}"
     local name
@@ -75,7 +74,7 @@ train_unet() {
 }
 
 train_decoder() {
-    python -m training.train_vae --checkpoint "$vae" --data "$control" --validation "$VALIDATION" --output "$out/vae" "${decoder[@]}" \
+    python -m lab.vae --checkpoint "$vae" --data "$control" --validation "$VALIDATION" --output "$out/vae" "${decoder[@]}" \
         > "$out/result/vae.log" 2>&1
     cp -rT "$(newest "$out/vae")" "$out/decoder/vae" && rm -r "$out/decoder/vae/state"
     pack vae "$out/decoder" vae
@@ -89,35 +88,15 @@ train_controlnet() {
     python -m training.publish --controlnet "$(newest "$out/$2")" --name "$2" --output "$out/controlnets"
 }
 
-# A name, and the options of `training.mini` that make the change
-ablate() {
-    local folder=$out/ablations/$1
-    python -m training.mini --checkpoint "$trained" --output "$folder/start" "${@:2}"
-    "${train[@]}" --checkpoint "$folder/start" --data "$DATA" --output "$folder/run" --ema-decay 0.98 "${ablation[@]}"
-    python -m evaluation.evaluate --checkpoint "$(newest "$folder/run")" --save-tiles "$folder/tiles" \
-        ${score[@]+"${score[@]}"}
-}
-
 train_controlnets() {
     trained=$(trained)
-    [ -d "$out/small" ] || python -m training.mini --checkpoint "$trained" --controlnet --output "$out/small"
+    [ -d "$out/small" ] || python -m lab.weights --checkpoint "$trained" --controlnet --output "$out/small"
     train_controlnet depth controlnet > "$out/result/depth.log" 2>&1 &
     train_controlnet rgb controlnet_normals > "$out/result/normals.log" 2>&1 &
     wait
     pack controlnets "$out/controlnets" .  # what was finished
 }
 
-train_ablations() {
-    trained=$(trained)
-    while read -r name options; do
-        # shellcheck disable=SC2086  # the options are words
-        ablate "$name" $options > "$out/result/ablation-$name.log" 2>&1 < /dev/null &
-    done < training/ablations.txt
-    wait
-    (cd "$out" && find ablations -name tiles -o -path "*/run/log.jsonl") > "$out/ablations.list"
-    pack ablations "$out" -T "$out/ablations.list"
-}
-
-for part in "${@:-unet decoder controlnets ablations}"; do
+for part in "${@:-unet decoder controlnets}"; do
     for name in $part; do "train_$name"; done
 done
