@@ -1,5 +1,4 @@
-"""Measures the time of a tile, the share of each part of the model, and how close that comes to the hardware's rate,
-and compares it with another pipeline.
+"""Measures the time of a tile and the share of each part of the model, beside another pipeline.
 
     python -m evaluation.benchmark --device cpu
     python -m evaluation.benchmark --dtypes float16 --steps 28 75 --batches 1 4 8 --modes eager compiled
@@ -28,13 +27,10 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from pipeline import ReferenceCache, Zero123PlusPipeline, install_reference_attention
+from pipeline import Zero123PlusPipeline
 from training.untrained import FULL, SMALL, Size, build
 from zero123plus.files import write_file
 from zero123plus.loading import choose_device
@@ -91,40 +87,6 @@ def stopwatch(pipe: Zero123PlusPipeline) -> Iterator[Counter]:
     yield seconds
     for handle in handles:
         handle.remove()
-
-
-def count_flops(pipe: Zero123PlusPipeline, size: Size, batch: int, steps: int) -> float:
-    """Floating-point operations of a guided call, in UNet and VAE decoder, counted on tensors without data."""
-    meta = torch.device("meta")
-    unet = UNet2DConditionModel.from_config(pipe.unet.config).to(meta)
-    decoder = AutoencoderKL.from_config(pipe.vae.config).to(meta)
-    install_reference_attention(unet)
-    factor, length = pipe.vae_scale_factor, size.text["max_position_embeddings"]
-    rows, columns = (edge // factor for edge in size.tile)
-    cache, reference = ReferenceCache(), size.picture // factor
-    text, time_step = torch.empty(2 * batch, length, size.width, device=meta), torch.zeros((), device=meta)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        with FlopCounterMode(display=False) as step:
-            for mode, n, shape in (("write", 1 + batch, (reference, reference)), ("read", 2 * batch, (rows, columns))):
-                kwargs = {"reference": cache.rewound(), "reference_mode": mode}
-                unet(torch.empty(n, 4, *shape, device=meta), time_step, text[:n], cross_attention_kwargs=kwargs)
-        with FlopCounterMode(display=False) as decoding:
-            decoder.decode(torch.empty(batch, 4, rows, columns, device=meta))
-    return steps * step.get_total_flops() + decoding.get_total_flops()
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measured floating-point operations a second of a large matrix product, the best of five."""
-    n = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    times = []
-    for _ in range(5):
-        synchronize(device)
-        start = time.perf_counter()
-        a @ b
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return 2 * n**3 / min(times)
 
 
 def timed(call, device: torch.device) -> tuple[float, torch.Tensor]:
@@ -190,13 +152,10 @@ def measure_setting(pipe, baseline, size: Size, batch: int, steps: int, repeats:
     with stopwatch(pipe) as parts:
         whole, _ = timed(partial(call, pipe, steps), device)
     parts["scheduler and rest"] = whole - sum(parts.values())
-    flops = count_flops(pipe, size, batch, steps)
     result = {
         "seconds a tile": ours / batch,
         "tiles a second": batch / ours,
         "GiB beside weights": memory.get("ours"),
-        "TFLOP a tile": flops / batch / 1e12,
-        "share of matmul rate": flops / ours / matmul_rate(device, pipe.unet.dtype),
         **{part: parts[part] / whole for part in PARTS},
     }
     if baseline:

@@ -44,60 +44,50 @@ from .optimizers import build_optimizer, build_schedule
 from .shards import find_shards
 from .student import StudentLoss
 
+PAPER = {"image_sizes": (128, 512), "steps": 50_000, "batch_size": 256, "snr_gamma": 5.0}  # section 3
+# From random weights min-SNR starves high noise, where shape and colour are decided
+WITHOUT_SNR = {"image_sizes": None, "lr_scheduler": "decay", "snr_gamma": 0.0}
 PHASES = {
     "1": {
         "train": "attention",
         "learning_rate": 7e-5,
-        "image_sizes": (128, 512),
         "lr_scheduler": "cosine",
         "warmup_steps": 1000,
-        "steps": 50_000,
-        "batch_size": 256,
-        "snr_gamma": 5.0,
+        **PAPER,
     },
     "2": {
         "train": "unet",
         "learning_rate": 5e-6,
-        "image_sizes": (128, 512),
         "lr_scheduler": "constant_with_warmup",
         "warmup_steps": 2000,
-        "steps": 50_000,
-        "batch_size": 256,
-        "snr_gamma": 5.0,
+        **PAPER,
     },
     "scratch": {
         "train": "unet+vision",
         "optimizer": "muon",
         "learning_rate": 2e-3,
-        "image_sizes": None,
-        "lr_scheduler": "decay",
         "warmup_steps": 100,
         "steps": 20_000,
         "batch_size": 64,
-        "snr_gamma": 0.0,  # from random weights min-SNR starves high noise, where shape and colour are decided
+        **WITHOUT_SNR,
     },
     # A LoRA, made from 32,000 pictures that are seen once: fresh paths of the teacher do not overfit
     "student": {
         "train": "unet",
         "lora_rank": 64,
         "learning_rate": 1e-4,
-        "image_sizes": None,
-        "lr_scheduler": "decay",
         "warmup_steps": 50,
         "steps": 1_000,
         "batch_size": 32,
-        "snr_gamma": 0.0,
+        **WITHOUT_SNR,
     },
     # The paper gives no figures for its ControlNets: diffusers' usual rate, the rest as in phase 2
     "controlnet": {
         "train": "controlnet",
         "learning_rate": 1e-5,
-        "image_sizes": (128, 512),
         "lr_scheduler": "constant_with_warmup",
         "warmup_steps": 500,
-        "steps": 50_000,
-        "batch_size": 256,
-        "snr_gamma": 5.0,
+        **PAPER,
     },
 }
 
