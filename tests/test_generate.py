@@ -173,18 +173,8 @@ def test_ray_makes_what_one_machine_makes(command, ray_cluster, tmp_path):
     for i in range(6):
         noise_picture(i).save(tmp_path / "photos" / f"{i}.png")
     job = [sys.executable, loading.ROOT / "generate.py", tmp_path / "photos", "-o", tmp_path / "ray"]
-    job += [
-        "--checkpoint",
-        tmp_path / "checkpoint",
-        "--steps",
-        20,
-        "--device",
-        "cpu",
-        "--ray",
-        address,
-        "--workers",
-        2,
-    ]
+    job += ["--checkpoint", tmp_path / "checkpoint", "--steps", 20, "--device", "cpu", "--dtype", "float32"]
+    job += ["--ray", address, "--workers", 2]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     job = subprocess.Popen([str(part) for part in job], **pipes)
     kill("ray::MapWorker", job)
