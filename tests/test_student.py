@@ -200,6 +200,7 @@ def test_a_dry_run_counts_all_steps_and_the_teachers_path(arguments, capsys):
     assert 0 < (two - unguided) / 2 < teacher / 2
 
 
-def test_pictures_have_no_objects_to_hold(arguments):
-    with pytest.raises(SystemExit, match="has no shards: leave it out"):
-        train.main(arguments("run", 1, "--in-memory"))
+@pytest.mark.parametrize("options", (["--in-memory"], ["--image-sizes", "64", "128"]))
+def test_options_that_a_student_cannot_have_are_refused(arguments, options):
+    with pytest.raises(SystemExit, match=f"`{options[0]}`"):
+        train.main(arguments("run", 1, *options))

@@ -289,6 +289,8 @@ def check_options(o: Options, accelerator: Accelerator):
     """
     if o.image_sizes and not (len(o.image_sizes) == 2 and 1 <= o.image_sizes[0] <= o.image_sizes[1]):
         raise ValueError(f"`--image-sizes` is {o.image_sizes}, but must be two edges in pixels that rise, or 0 0.")
+    if o.image_sizes and o.phase == "student":
+        raise ValueError("`--image-sizes` is not of a student, which sees what its teacher sees: leave it out.")
     if o.permute_colours and not o.in_memory:
         raise ValueError("`--permute-colours` permutes what lies in memory: give `--in-memory` too.")
     if o.lr_scheduler == "timed" and not math.isfinite(o.minutes):
