@@ -1,10 +1,12 @@
 """How the shipped weights were made: toys, the VAE, means of weights, and what they must reach."""
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -12,7 +14,7 @@ import torch
 from PIL import Image
 
 from lab import bars, vae, weights
-from training import encode
+from training import checkpoints, encode
 from zero123plus import loading
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +65,10 @@ def test_small_controlnet_is_the_encoder_without_attention(pipe, picture, run):
     torch.testing.assert_close(run(pipe, picture, control_image=Image.new("RGB", (32, 48), "white")), before)
 
 
-def test_a_decoder_goes_on_and_its_encoder_stays(shards, tmp_path, capsys):
+def test_a_decoder_goes_on_and_its_encoder_stays(shards, tmp_path, capsys, monkeypatch):
+    """The clock goes on by a tenth of a second whenever it is read, however slow the machine is."""
+    clock = itertools.count(step=0.1)
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(time=lambda: next(clock)))
     arguments = ["--data", shards, "--output", tmp_path / "out", "--batch-size", "2", "--gate", "0", "--minutes"]
     vae.main([str(part) for part in (*arguments, "0")])
     first = vae.AutoencoderKL.from_pretrained(loading.resolve_checkpoint(tmp_path / "out")).state_dict()
