@@ -138,9 +138,17 @@ class Guidance:
 def check_number(name: str, value, least: float = -math.inf, most: float = math.inf, whole: bool = False):
     """Raises ValueError if an argument is no finite number in [least, most], or not whole where it must be."""
     kind = numbers.Integral if whole else numbers.Real
-    if not isinstance(value, kind) or not math.isfinite(value) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, kind) or not (math.isfinite(value) and least <= value <= most):
         what = "whole number" if whole else "finite number"
         raise ValueError(f"`{name}` is {value!r}, but must be a {what} in [{least:g}, {most:g}].")
+
+
+def check_interval(name: str, start, end):
+    """Raises ValueError if `NAME_start` and `NAME_end` are no shares of the steps that rise."""
+    check_number(f"{name}_start", start, 0, 1)
+    check_number(f"{name}_end", end, 0, 1)
+    if start >= end:
+        raise ValueError(f"`{name}_start` is {start}, but must be below `{name}_end`, which is {end}.")
 
 
 # ---- Schedulers ----
@@ -907,8 +915,9 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         """
         dim, length = self.unet.config.cross_attention_dim, len(self.config.ramping_coefficients or ())
         for name, text, encoded, most in zip(("prompt", "negative_prompt"), prompts, embeds, (batch_size, 1)):
-            if not isinstance(text, (str, list, type(None))) or isinstance(text, list) and not len(text) == most > 1:
-                raise ValueError(f"`{name}` is {text!r}, but must be a text{', or one each' * (most > 1)}.")
+            each = name == "prompt" and isinstance(text, list) and len(text) == batch_size
+            if not (each or isinstance(text, (str, type(None)))):
+                raise ValueError(f"`{name}` is {text!r}, but must be a text{', or a list of one each' * (most > 1)}.")
             if encoded is None and self.text_encoder is None:
                 raise ValueError(f"`{name}_embeds` is missing, and the pipeline has no text encoder: give it.")
             if encoded is not None and text:
@@ -1039,7 +1048,6 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
     def prepare_control_image(self, control_image, batch_size: int, num_images: int, height: int, width: int, device):
         """Brings control tiles to pixels in [-1, 1] of shape (B * num_images, 3, H, W). One tile serves a whole batch.
         A warning says when the background of a tile is not the grey that ControlNets are trained with.
-
         """
         tiles = load_pictures(control_image, "control_image")
         if len(tiles) not in (1, batch_size):
@@ -1049,8 +1057,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         for tile in tiles:
             if tile.width * height != tile.height * width:
                 raise ValueError(
-                    f"`control_image` is {tile.width} x {tile.height} pixels, but must have the aspect ratio of the"
-                    f" tile, {width} x {height}: six views in 3 rows and 2 columns."
+                    f"`control_image` is {tile.width} x {tile.height}, but must be as {width} x {height}."
                 )
         corners = [np.asarray(view)[np.ix_([0, -1], [0, -1])] for views in split_views(tiles) for view in views]
         colour = np.median(corners, axis=(0, 1, 2))
@@ -1194,16 +1201,13 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         check_number("reference_interval", reference_interval, 1, whole=True)
         check_number("guidance_scale", guidance_scale)
         check_number("guidance_rescale", guidance_rescale, 0, 1)
-        check_number("guidance_start", guidance_start, 0, 1)
-        check_number("guidance_end", guidance_end, guidance_start, 1)
-        check_number("control_guidance_start", control_guidance_start, 0, 1)
-        check_number("control_guidance_end", control_guidance_end, control_guidance_start, 1)
+        check_interval("guidance", guidance_start, guidance_end)
+        check_interval("control_guidance", control_guidance_start, control_guidance_end)
         check_number("eta", eta, 0, 1)
         for number in control_scales:
             check_number("controlnet_conditioning_scale", number)
-        num_tiles = batch_size * num_images_per_prompt
-        grid = height // self.vae_scale_factor, width // self.vae_scale_factor
-        shape = (num_tiles, self.unet.config.in_channels, *grid)
+        num_tiles, factor = batch_size * num_images_per_prompt, self.vae_scale_factor
+        shape = num_tiles, self.unet.config.in_channels, height // factor, width // factor
         self.check_inputs(
             batch_size=batch_size,
             shape=shape,
@@ -1216,9 +1220,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
             output_type=output_type,
         )
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` names {unknown}: give {self._callback_tensor_inputs}."
-            )
+            raise ValueError(f"`callback_on_step_end_tensor_inputs` names {unknown}, but can name `latents` alone.")
         check_scheduler(self.scheduler)
         install_reference_attention(self.unet)
         if (height, width) != self.default_size:

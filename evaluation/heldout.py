@@ -25,7 +25,7 @@ from zero123plus.pictures import to_tile
 
 logger = logging.getLogger(__name__)
 
-GROUPS = sorted(path for path in (Path(__file__).parent / "groups").iterdir() if path.is_dir())
+GROUPS = sorted(path for path in (Path(__file__).parent / "groups").glob("*") if path.is_dir())
 SHOWN = ("depth", "normals")  # conditions of which a picture is kept
 THUMBNAIL = 32  # pixels of the edge at which inputs are compared
 

@@ -167,7 +167,8 @@ def test_bad_pictures(image, error, words):
         {"latents": torch.zeros(1, 4, 4, 4)},
         {"control_image": RGB},
         {"control_image": RGB, "depth_image": RGB},
-        {"control_guidance_end": 0.0, "control_guidance_start": 1.0},
+        {"control_guidance_start": 1.0},
+        {"guidance_start": 0.5, "guidance_end": 0.5},
         {"guidance_end": None},
         {"guidance_scale": float("nan")},
         {"guidance_scale": "4"},
@@ -205,3 +206,9 @@ def test_bad_configurations(pipe):
 def test_whole_numbers_of_numpy_are_whole_numbers(pipe, picture, run):
     options = {"num_inference_steps": np.int64(2), "height": np.int32(48), "width": np.int32(32)}
     assert_same(run(pipe, picture, **options), run(pipe, picture, num_inference_steps=2))
+    with pytest.raises(ValueError, match="`num_inference_steps` is True"):
+        run(pipe, picture, num_inference_steps=True)
+
+
+def test_a_list_of_one_prompt_is_that_prompt(pipe, picture, run):
+    assert_same(run(pipe, picture, prompt=["a mug"]), run(pipe, picture, prompt="a mug"))

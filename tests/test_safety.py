@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -281,9 +284,14 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match="'v9', but there are only v1.1, v1.2"):
             loading.load_controlnet(loading.Checkpoint(folder, "cpu").load(), tmp_path / "control")
 
-    def test_a_cache_that_cannot_be_used_is_one_line(self):
-        with pytest.raises(ValueError, match="no folder here, and cannot be had from the Hub .*HF_HOME"):
-            loading.Checkpoint("org/nothing", "cpu").load()
+    @pytest.mark.parametrize("offline", ("0", "1"))
+    def test_a_hub_out_of_reach_is_one_line(self, tmp_path, offline):
+        """Nothing listens at the discard port."""
+        program = "from zero123plus.loading import resolve_checkpoint\nresolve_checkpoint('org/nothing')"
+        hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": offline}
+        job = [sys.executable, "-c", program]
+        done = subprocess.run(job, cwd=loading.ROOT, env=os.environ | hub, capture_output=True, text=True)
+        assert "ValueError: org/nothing is no folder here" in done.stderr.splitlines()[-1]
 
     @pytest.mark.parametrize("device", ("gpu", "cuda:99", "tpu"))
     def test_devices_that_are_not_there(self, device):

@@ -136,9 +136,8 @@ def file_items(path: Path) -> list[dict]:
     root = path.parent if path.is_file() else path
     known = catalogue.folder_catalogue(root)
     names = [str(file.relative_to(root)) for file in paths]
-    ids = [
-        re.sub(r"[^\w-]", "_", str(Path(name).with_suffix(""))) for name in names
-    ]  # a dot would end a key of a shard
+    # Without the suffix, because a dot would end a WebDataset key
+    ids = [re.sub(r"[^\w-]", "_", str(Path(name).with_suffix(""))) for name in names]
     counts = Counter(ids)
     # Names that differ in such characters, or in the suffix, alone get a part of their hash
     ids = [

@@ -88,7 +88,7 @@ def resolve_checkpoint(name: str | Path, pickle: bool = False) -> Path:
     try:
         try:
             files = list(filter_repo_objects(list_repo_files(str(name)), **wanted))
-        except (HfHubHTTPError, OSError):  # without the network the cache is taken as it is
+        except Exception:  # of the network: the cache is taken as it is, or the download says what is wrong
             files = []
         keep = find_variant(map(PurePosixPath, files))
         wanted["ignore_patterns"] += [f"*.{variant}[.-]*" for variant in VARIANTS if variant != keep]
