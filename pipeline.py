@@ -70,6 +70,8 @@ ENCODED_EDGE = 1024  # pixels; a picture that must be padded is first shrunk to 
 # and the pass about as much again. Larger passes would hardly save launches.
 MAX_REFERENCES = 32
 
+AZIMUTH_STEP = 30  # degrees; what the azimuths of further pictures of an object are rounded to
+
 # The tile that is denoised is scaled and shifted so that its latents are centred and have about unit variance. The
 # constants are those of the published pipeline and belong to its weights.
 IMAGE_MEAN, IMAGE_STD = 0.5, 0.8  # of the processor of reference pictures
@@ -190,10 +192,10 @@ def noise_levels(scheduler) -> torch.Tensor:
 
 
 def noise_to_levels(latents: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Brings clean latents x, shape (B, C, h, w), by unit noise n, shape (T, B, C, h, w), to levels s, shape (T,):
+    """Brings clean latents x, shape (...), by unit noise n, shape (T, ...), to levels s, shape (T,):
     (x + s n) / sqrt(s^2 + 1), which has the variance that every scheduler gives its model input.
     """
-    levels = levels.to(latents.device, torch.float32)[:, None, None, None, None]
+    levels = levels.to(latents.device, torch.float32).view(-1, *[1] * latents.ndim)
     return ((latents.float() + levels * noise.float()) / (levels.square() + 1).sqrt()).to(latents.dtype)
 
 
@@ -301,9 +303,11 @@ class ReferenceCache:
 
     Args:
         pairs: keys and values of the layers.
+        pictures: R, the references of each object, which lie one after another.
     """
 
-    def __init__(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]] = ()):
+    def __init__(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]] = (), pictures: int = 1):
+        self.pictures = pictures
         self.start = self.place = ReferenceEntry()  # an empty one in front of the first
         for key, value in pairs:
             self.write("", key, value)
@@ -324,8 +328,15 @@ class ReferenceCache:
         self.place.next = ReferenceEntry(key, value)
         self.place = self.place.next
 
-    def read(self, layer: str, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the key and value of the layer that runs for a batch of `batch_size`.
+    def join(self, states: torch.Tensor, is_text: bool) -> torch.Tensor:
+        """Puts the keys or values of an object's R references, (B R, N, ...), side by side: (B, R N, ...). Of texts it
+        takes the first reference's, which is the tile's: (B, N, ...).
+        """
+        states = states.unflatten(0, (-1, self.pictures))
+        return states[:, 0] if is_text else states.flatten(1, 2)
+
+    def read(self, layer: str, batch_size: int, is_text: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the key and value of the layer that runs for a batch of `batch_size` objects.
 
         There may be fewer entries than that. Under classifier-free guidance the first entry, the negative reference,
         is then repeated for the whole negative half, so that (1 + B) entries serve 2 B samples.
@@ -336,7 +347,7 @@ class ReferenceCache:
         self.place = self.place.next
         if self.place is None:
             raise RuntimeError("No reference was written for this layer: call the UNet with reference_mode='write'.")
-        key, value = self.place.key, self.place.value
+        key, value = self.join(self.place.key, is_text), self.join(self.place.value, is_text)
         missing = batch_size - key.shape[0]
         if missing:
             key, value = (torch.cat([entry[:1].expand(missing, -1, -1, -1), entry]) for entry in (key, value))
@@ -344,7 +355,7 @@ class ReferenceCache:
 
     def part(self, samples: slice) -> "ReferenceCache":
         """A cache of some of the samples, which shares their memory."""
-        return ReferenceCache((key[samples], value[samples]) for key, value in self)
+        return ReferenceCache(((key[samples], value[samples]) for key, value in self), self.pictures)
 
 
 class References:
@@ -353,7 +364,7 @@ class References:
     in which the host launches small kernels.
 
     Args:
-        noisy: references of each step, the negative ones first, shape (T, M + B, C, h, w).
+        noisy: references of each step, the negative ones first, shape (T, M + B, R, C, h, w).
         timesteps: of the steps, shape (T,).
         num_negatives: M; steps without guidance leave these out.
         interval: steps for which a reference is used.
@@ -368,13 +379,13 @@ class References:
 
     def at(self, step: int, write: Callable[[torch.Tensor, torch.Tensor], ReferenceCache]) -> ReferenceCache:
         """The reference that a step reads. Steps are asked for in their order. `write` runs a pass, and takes
-        references of shape (K N, C, h, w) and time steps of shape (K N,), of K steps of N samples.
+        references of shape (K N R, C, h, w) and time steps of shape (K N R,), of K steps of N objects.
         """
         guided = self.is_guided(step)
         if guided != self.guided or (step % self.interval == 0 and step not in self.ahead):
             left = [step, *(i for i in range(step + 1, len(self.timesteps)) if i % self.interval == 0)]
             left = list(itertools.takewhile(lambda i: self.is_guided(i) == guided, left))
-            noisy = self.noisy[:, 0 if guided else self.num_negatives :]
+            noisy = self.noisy[:, 0 if guided else self.num_negatives :].flatten(1, 2)
             samples = noisy.shape[1]
             if guided != self.guided:  # passes of one size, because each size is compiled by itself
                 most = max(1, MAX_REFERENCES // samples)
@@ -433,7 +444,7 @@ class ReferenceAttnProcessor:
         # (B, N, C) -> (B, N, heads, head_dim)
         if reads and not is_self_attention:
             query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1))
-            key, value = reference.read(self.layer, batch_size)
+            key, value = reference.read(self.layer, batch_size, is_text=True)
         else:
             projected = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
             query, key, value = (states.unflatten(-1, (attn.heads, -1)) for states in projected)
@@ -672,6 +683,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         cameras: a key of `CAMERAS`; by default that of the public checkpoint whose name the checkpoint has, and
             otherwise, with a warning, "v1.2".
         default_num_inference_steps, default_guidance_scale, controlnet_conditioning_scale: of a call that names none.
+        pictures: of one object that a call takes at most; several need a LoRA of `training.train --phase pictures`.
 
     To make a pipeline of another's components, pass `**pipe.parameters` beside `**pipe.components`.
 
@@ -704,6 +716,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         default_num_inference_steps: int = 28,
         default_guidance_scale: float = 4.0,
         controlnet_conditioning_scale: float = 1.0,
+        pictures: int = 1,
     ):
         super().__init__()
         # `DiffusionPipeline.from_pipe` passes what the configuration has in place of these two components
@@ -746,6 +759,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
             default_num_inference_steps=default_num_inference_steps,
             default_guidance_scale=default_guidance_scale,
             controlnet_conditioning_scale=controlnet_conditioning_scale,
+            pictures=pictures,
         )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
@@ -950,6 +964,36 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
                     " one for this checkpoint with `pipe.add_controlnet()`."
                 )
 
+    def load_objects(self, image, azimuths) -> tuple[list[PIL.Image.Image], list[int]]:
+        """Reads R pictures of each object, one at each of `azimuths`.
+
+        Returns:
+            The pictures, one object's after another's, and their azimuths, rounded to `AZIMUTH_STEP`. Both are in the
+            order of azimuths, so that what is drawn for a picture does not depend on its place in a list.
+
+        Raises:
+            ValueError: naming the argument and the remedy.
+        """
+        nested = isinstance(image, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in image)
+        if azimuths is None and not nested:
+            return load_pictures(image, "image"), [0]
+        example = "`pipe([[front, back]], image_azimuths=[0, 180])`"
+        if not nested or not isinstance(azimuths, (list, tuple)):
+            raise ValueError(f"`image` as a list of lists and `image_azimuths` as a list go together: {example}.")
+        for azimuth in azimuths:
+            check_number("image_azimuths", azimuth)
+        rounded = [round(azimuth / AZIMUTH_STEP) * AZIMUTH_STEP % 360 for azimuth in azimuths]
+        if rounded[:1] != [0] or len(set(rounded)) < len(rounded):
+            raise ValueError(f"`image_azimuths` is {azimuths}, but must be 0 and others, in steps of {AZIMUTH_STEP}.")
+        objects = [load_pictures(item, "image") for item in image]
+        if any(len(pictures) != len(rounded) for pictures in objects):
+            raise ValueError(f"`image` needs a picture of each object for each of {azimuths}: {example}.")
+        if len(rounded) > (self.config.pictures if self.text_encoder is not None else 1):
+            most = f"the weights take {self.config.pictures}, and several need the text encoder"
+            raise ValueError(f"`image` has {len(rounded)} pictures of an object, but {most}: load a LoRA for it.")
+        order = sorted(range(len(rounded)), key=rounded.__getitem__)
+        return [pictures[i] for pictures in objects for i in order], sorted(rounded)
+
     def check_background(self, pictures: list[PIL.Image.Image]):
         """Warns, once, of an RGB picture that does not stand on the grey of the training data."""
         for picture in pictures:
@@ -1016,14 +1060,14 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         return self.vision_encoder(pixels.to(device, self.vision_encoder.dtype)).image_embeds.to(self.unet.dtype)
 
     def prepare_reference_latents(self, pixels: torch.Tensor, num_images: int, device, generator) -> torch.Tensor:
-        """Samples the VAE's latents, N of each, of pixels that `feature_extractor_vae` made, shape (B, 3, H, W).
+        """Samples the VAE's latents, N of each, of pixels that `feature_extractor_vae` made, shape (B, R, 3, H, W).
 
-        The latents, shape (B * N, C, H / f, W / f), are raw: they are not multiplied by `vae.config.scaling_factor`,
-        and so are about 5 times larger than those that the UNet denoises. This is the "5x" of scaled reference
-        attention (section 2.2 of the paper).
+        The latents, shape (B * N, R, C, H / f, W / f), are raw: not multiplied by `vae.config.scaling_factor`, and so
+        about 5 times larger than those that the UNet denoises: the "5x" of scaled reference attention (section 2.2).
         """
-        posterior = self.vae.encode(pixels.to(device, self.vae.dtype)).latent_dist
-        mean, std = (moment.repeat_interleave(num_images, 0) for moment in (posterior.mean, posterior.std))
+        posterior = self.vae.encode(pixels.flatten(0, 1).to(device, self.vae.dtype)).latent_dist
+        moments = (moment.unflatten(0, pixels.shape[:2]) for moment in (posterior.mean, posterior.std))
+        mean, std = (moment.repeat_interleave(num_images, 0) for moment in moments)
         latents = mean + std * randn_tensor(mean.shape, generator=generator, device=device, dtype=mean.dtype)
         return latents.to(self.unet.dtype)
 
@@ -1074,16 +1118,17 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
     # The steps of the loop
 
     def write_reference(self, sample: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor) -> ReferenceCache:
-        """Runs noisy references of K steps, shape (K B, C, h', w'), through the UNet, which writes their keys and
-        values. Their time steps have the shape (K B,), and the text states of one step (B, L, D).
+        """Runs noisy references of K steps, shape (K B R, C, h', w'), through the UNet, which writes their keys and
+        values. Their time steps have the shape (K B R,), and the text states of one step (B, R, L, D).
         """
-        cache = ReferenceCache()
+        pictures, embeds = embeds.shape[1], embeds.flatten(0, 1)
+        cache = ReferenceCache(pictures=pictures)
         kwargs = {**(self._cross_attention_kwargs or {}), "reference": cache, "reference_mode": "write"}
         torch.compiler.cudagraph_mark_step_begin()
         text = embeds.repeat(len(t) // len(embeds), 1, 1)
         self.unet(sample, t, text, cross_attention_kwargs=kwargs, return_dict=False)
         if is_compiled(self.unet):  # whose CUDA graphs would overwrite what they gave
-            cache = ReferenceCache((key.clone(), value.clone()) for key, value in cache)
+            cache = ReferenceCache(((key.clone(), value.clone()) for key, value in cache), pictures)
         return cache
 
     def predict(
@@ -1136,6 +1181,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         return_dict: bool = True,
         callback_on_step_end: Callable[[DiffusionPipeline, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
+        image_azimuths: list[float] | None = None,
     ):
         """Makes six views of the object in each picture.
 
@@ -1168,6 +1214,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
             callback_on_step_end: called as callback(pipe, step, timestep, tensors) after every step. It may return
                 other `latents`, set `pipe._guidance_scale`, and end the loop by `pipe._interrupt = True`.
             callback_on_step_end_tensor_inputs: of the tensors that the callback is given; "latents" is the only one.
+            image_azimuths: of several pictures of each object, `image` being lists such as [[front, back], ...]:
+                degrees relative to the first picture, counted as the views' azimuths are, such as [0, 180].
 
         Examples:
 
@@ -1191,10 +1239,11 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         if controlnet_conditioning_scale is None:
             controlnet_conditioning_scale = self.config.controlnet_conditioning_scale
         control_scales = np.atleast_1d(controlnet_conditioning_scale).tolist()
-        pictures = load_pictures(image, "image")
+        pictures, azimuths = self.load_objects(image, image_azimuths)
         self.check_background(pictures)
         pictures = [pad_to_square(picture) for picture in pictures]
-        batch_size = len(pictures)
+        num_pictures = len(azimuths)  # R, of each object
+        batch_size = len(pictures) // num_pictures
         self.check_size(height, width)
         check_number("num_inference_steps", num_inference_steps, 1, whole=True)
         check_number("num_images_per_prompt", num_images_per_prompt, 1, whole=True)
@@ -1239,7 +1288,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         guidance = Guidance(guidance_rescale, guidance_start, guidance_end)
         self._guidance_scale, self._num_timesteps, self._interrupt = guidance_scale, num_steps, False
         self._cross_attention_kwargs, self._running_scheduler = cross_attention_kwargs, scheduler
-        num_negatives = int(guidance_scale > 1)  # references; one serves all tiles
+        num_negatives = int(guidance_scale > 1)  # one object without a picture serves all tiles
 
         def is_guided(step: int) -> bool:
             return bool(num_negatives) and self.do_classifier_free_guidance and guidance.is_active(step / num_steps)
@@ -1257,16 +1306,22 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         length = prompt_embeds.shape[1]
         ramp = self.config.ramping_coefficients or [i / length for i in range(1, length + 1)]
         ramp = torch.tensor(ramp, device=device, dtype=self.unet.dtype)
-        image_embeds = self.encode_image(pictures, device).repeat_interleave(num_images_per_prompt, 0)
+        image_embeds = self.encode_image(pictures[::num_pictures], device)
+        image_embeds = image_embeds.repeat_interleave(num_images_per_prompt, 0)
         prompt_embeds = prompt_embeds.repeat_interleave(num_tiles // len(prompt_embeds), 0)
         embeds = mix_image_embeds(prompt_embeds, image_embeds, ramp)  # (B * N, L, D)
         if num_negatives:
             embeds = torch.cat([negative_prompt_embeds, embeds])
+            image_embeds = torch.cat([torch.zeros_like(image_embeds[:1]), image_embeds])
+        # The first picture has the tile's text, and further ones their azimuth in its place
+        others = [self.encode_prompt(str(azimuth), device)[0] for azimuth in azimuths[1:]]
+        others = [mix_image_embeds(other, image_embeds, ramp) for other in others]
+        embeds = torch.stack([embeds, *others], dim=1)  # (M + B * N, R, L, D)
 
         # 3. Encode the local condition. The negative reference is an empty picture and the same for every tile, and
         # so is its noise: it comes from a seed of its own, so that one pass serves a batch whose tiles must each be
         # what they would be alone
-        pixels = preprocess(self.feature_extractor_vae, pictures)
+        pixels = preprocess(self.feature_extractor_vae, pictures).unflatten(0, (-1, num_pictures))
         reference_latents = self.prepare_reference_latents(pixels, num_images_per_prompt, device, generator)
         if num_negatives:
             negative_generator = torch.Generator().manual_seed(0)
@@ -1292,7 +1347,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
             noise = torch.cat([negative_noise, noise], dim=1)
         # Floats, because integers would be another variant of a compiled UNet
         timesteps = scheduler.timesteps.to(device, torch.float32)
-        noisy = noise_to_levels(reference_latents, noise, noise_levels(scheduler))
+        noisy = noise_to_levels(reference_latents, noise, noise_levels(scheduler))  # (T, M + B * N, R, C, h', w')
         references = References(noisy, timesteps, num_negatives, reference_interval, is_guided)
         with self.progress_bar(total=num_steps) as progress_bar:
             for i, t in enumerate(scheduler.timesteps):
@@ -1307,7 +1362,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
                 # 5.2 The tile attends to them
                 model_input = scheduler.scale_model_input(latents.repeat(2 if guided else 1, 1, 1, 1), t)
                 # The negative text is repeated for the whole negative half: (B * N or 2 B * N, L, D)
-                text = torch.cat([text[:1].expand(len(model_input) - len(text), -1, -1), text])
+                text = torch.cat([text[:1, 0].expand(len(model_input) - len(text), -1, -1), text[:, 0]])
                 residuals = {}
                 if control_image is not None and control_guidance_start <= i / num_steps < control_guidance_end:
                     residuals = self.control(model_input, timesteps[i], text, control_tiles, control_scales)

@@ -63,7 +63,7 @@ class SharedNoise(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if function in (torch.randn, torch.randn_like) and result.ndim in (4, 5):  # samples, or of each step
+        if function in (torch.randn, torch.randn_like) and result.ndim >= 4:  # samples, or those of each step
             samples = result.flatten(0, -4)
             for i, name in enumerate(self.names(samples.shape, (kwargs or {}).get("generator"))):
                 self.drawn[name] += 1

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-from pipeline import COLUMNS, GREY, ROWS, load_pictures, pad_to_square
+from pipeline import AZIMUTH_STEP, COLUMNS, GREY, ROWS, load_pictures, pad_to_square
 from zero123plus.pictures import depth_picture, find_pictures, prepare, read_picture, to_tile
 
 from .shards import check_shards, index_shards, read_object
@@ -20,6 +21,8 @@ INPUTS = ROWS * COLUMNS  # views of an object that are its inputs; as many targe
 VARIANTS = 2 * INPUTS  # samples of an object: each input, plain and mirrored
 PICTURE = 512  # pixels of the edge that pictures alone are brought to: the encoders of the public checkpoints see this
 MAX_CORRUPT = 100  # samples in a row
+SHARES = 0.4, 0.3, 0.15, 0.15  # of steps with one, two, three and four pictures of each object
+BACK = 0.4  # share of second pictures that are of the back
 PERMUTATIONS = list(itertools.permutations(range(3)))  # of colour channels; the first leaves them where they are
 
 
@@ -127,6 +130,33 @@ def select_views(item: dict, k: int, mirror: bool) -> tuple[np.ndarray, np.ndarr
     return image[:, ::-1] if mirror else image, show_targets(item, RGBA, k, mirror)
 
 
+def picture_at(item: dict, k: int, mirror: bool, azimuth: int) -> np.ndarray:
+    """A picture of an object at a multiple of 30 degrees from input view k, uint8 RGBA of shape (S, S, 4): an
+    input, or between two inputs the target at the elevation that the tile does not show.
+    """
+    if azimuth % 60 == 0:
+        return select_views(item, (k + azimuth // 60 * (-1 if mirror else 1)) % INPUTS, mirror)[0]
+    j = azimuth // 60
+    column = target_columns(torch.tensor([k]), torch.tensor([mirror]))[0, j]
+    picture = item["targets"][1 - j % 2, column]
+    return picture[:, ::-1] if mirror else picture
+
+
+def draw_azimuths(rng: np.random.Generator, count: int) -> list[int]:
+    """The azimuths in degrees of `count` further pictures of an object. They differ from each other and from 0."""
+    azimuths = rng.permutation(np.arange(AZIMUTH_STEP, 360, AZIMUTH_STEP)).tolist()
+    if rng.random() < BACK:
+        azimuths.remove(180)
+        azimuths.insert(0, 180)
+    return azimuths[:count]
+
+
+def choose_others(sample: dict, azimuths: list[int]) -> dict:
+    """A sample that has of its further pictures those at some azimuths alone, and these as `azimuths`."""
+    others = sample["others"][[azimuth // AZIMUTH_STEP - 1 for azimuth in azimuths]]
+    return {**sample, "others": others, "azimuths": azimuths}
+
+
 def channels_first(picture: np.ndarray) -> torch.Tensor:
     """A uint8 picture of shape (H, W, 3) as a tensor of shape (3, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
@@ -142,19 +172,21 @@ class TileDataset(torch.utils.data.Dataset):
     """Training samples: each object gives 12, six inputs, plain and mirrored.
 
     A sample is a dictionary of `index`, `image`, the input view on grey, uint8 of shape (3, I, I), and `tile`, uint8
-    of shape (3, 3 S, 2 S); with a condition also `control`, the tile that a ControlNet sees, likewise.
+    of shape (3, 3 S, 2 S); with a condition also `control`, the tile that a ControlNet sees, likewise; and with
+    several pictures `others`, those at 30, 60, ... 330 degrees from the input, shape (11, 3, I, I).
     """
 
-    def __init__(self, folder: Path, condition: str | None = None):
+    def __init__(self, folder: Path, condition: str | None = None, pictures: int = 1):
         """
         Args:
             folder: of shards.
             condition: a key of `CONDITIONS`; with "rgb" `tile` is of normals.
+            pictures: whether, being more than 1, there are several of each object.
 
         Raises:
             ValueError: if there are no shards, they lack what the condition needs, or differ in size or cameras.
         """
-        self.condition = CONDITIONS[condition] if condition else None
+        self.condition, self.pictures = CONDITIONS[condition] if condition else None, pictures
         self.entries = index_shards(folder, self.condition.passes if condition else ())
         self.preset = check_shards(self.entries)  # of the targets' cameras, a key of `pipeline.CAMERAS`
 
@@ -174,6 +206,10 @@ class TileDataset(torch.utils.data.Dataset):
         sample = {"index": index, "image": channels_first(on_grey(image)), "tile": channels_first(tile)}
         if self.condition:
             sample["control"] = channels_first(to_tile(show_targets(item, self.condition.sees, k, mirror)))
+        if self.pictures > 1:
+            others = (picture_at(item, k, mirror, a) for a in range(AZIMUTH_STEP, 360, AZIMUTH_STEP))
+            others = (Image.fromarray(on_grey(other)).resize(image.shape[:2]) for other in others)
+            sample["others"] = torch.stack([channels_first(np.asarray(other)) for other in others])
         return sample
 
 
@@ -277,6 +313,8 @@ class Stream(torch.utils.data.Dataset):
         stop: the place after the last.
         image_sizes: least and greatest edge in pixels of `image_size`, which a sample's `image` is to be resized to at
             random (section 3 of the paper), or None.
+        pictures: of each object at most. All samples of a step have as many.
+        batch_size: samples of a step.
     """
 
     def __init__(
@@ -286,9 +324,11 @@ class Stream(torch.utils.data.Dataset):
         start: int,
         stop: int,
         image_sizes: tuple[int, int] | None = None,
+        pictures: int = 1,
+        batch_size: int = 1,
     ):
         self.dataset, self.seed, self.start, self.stop = dataset, seed, start, stop
-        self.image_sizes = image_sizes
+        self.image_sizes, self.pictures, self.batch_size = image_sizes, pictures, batch_size
         self.order = (-1, None)  # of the last epoch that was asked for
 
     def __len__(self):
@@ -307,6 +347,11 @@ class Stream(torch.utils.data.Dataset):
                 if self.image_sizes:
                     size = np.random.default_rng(seed).integers(*self.image_sizes, endpoint=True)
                     sample["image_size"] = int(size)
+                if self.pictures > 1:
+                    rng = np.random.default_rng((self.seed, 1, (self.start + offset) // self.batch_size))
+                    shares = np.array(SHARES[: self.pictures])
+                    count = int(rng.choice(self.pictures, p=shares / shares.sum()))
+                    sample = choose_others(sample, draw_azimuths(np.random.default_rng((seed, 1)), count))
                 return {**sample, "seed": seed, "skipped": skipped}
             except ValueError as error:
                 logger.warning("Skipped: %s", error)

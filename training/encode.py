@@ -9,7 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from pipeline import Zero123PlusPipeline, scale_image
+from pipeline import AZIMUTH_STEP, Zero123PlusPipeline, scale_image
 
 
 @torch.no_grad()
@@ -79,7 +79,8 @@ def resize_each(extractor: CLIPImageProcessor, images: torch.Tensor, sizes: list
 
 class Encoder:
     """Encodes samples with the frozen parts of a pipeline. `prompt_embeds`, shape (1, L, D), are those of the empty
-    prompt, and `negative`, shape (1, 2 C, h', w'), the moments of the empty reference picture.
+    prompt, `azimuth_embeds`, shape (12, L, D), those of the texts of further pictures at 0 (the empty prompt), 30, ...
+    330 degrees, and `negative`, shape (1, 2 C, h', w'), the moments of the empty reference picture.
 
     Args:
         pipe: the pipeline.
@@ -92,23 +93,34 @@ class Encoder:
         self.matrix = matrix and tuple(part.to(device) for part in matrix)
         with torch.no_grad():
             self.prompt_embeds, _ = pipe.encode_prompt("", device)
+            texts = [str(azimuth) for azimuth in range(AZIMUTH_STEP, 360, AZIMUTH_STEP)]
+            self.azimuth_embeds = torch.cat([self.prompt_embeds, pipe.encode_prompt(texts, device)[0]])
             size = pipe.feature_extractor_vae.crop_size
             self.negative = self.moments(torch.zeros(1, 3, size["height"], size["width"]))
 
     @torch.no_grad()
     def __call__(self, batch: dict) -> dict:
-        """Returns `tile` and `reference`, moments (mean and deviation) of shape (B, 2 C, ...), `clip_pixels`, and
-        `control`, shape (B, 3, H, W) in [-1, 1], where there is one.
+        """Returns `tile` and `reference`, moments (mean and deviation) of shape (B, 2 C, ...) and, with R pictures of
+        each object, (B * R, 2 C, ...); `reference_text`, shape (B * R, L, D), for R > 1; `clip_pixels`, of the first
+        picture; and `control`, shape (B, 3, H, W) in [-1, 1], where there is one.
 
         Args:
             batch: of uint8 pictures, as [`data.collate`] gives it.
         """
         images, sizes = batch["image"].to(self.device) / 255, batch.get("image_size")
+        references, reference_sizes, more = images, sizes, {}
+        if any(batch.get("azimuths", ())):
+            references = torch.cat([images[:, None], batch["others"].to(self.device) / 255], 1)
+            pictures, references = references.shape[1], references.flatten(0, 1)
+            reference_sizes = sizes and [size for size in sizes for _ in range(pictures)]
+            places = [[0, *(azimuth // AZIMUTH_STEP for azimuth in others)] for others in batch["azimuths"]]
+            more["reference_text"] = self.azimuth_embeds[sum(places, [])]
         tiles = {name: batch[name].to(self.device) / 127.5 - 1 for name in ("tile", "control") if name in batch}
         return {
             **tiles,
+            **more,
             "tile": self.moments(scale_image(tiles["tile"])),
-            "reference": self.moments(resize_each(self.pipe.feature_extractor_vae, images, sizes)),
+            "reference": self.moments(resize_each(self.pipe.feature_extractor_vae, references, reference_sizes)),
             "clip_pixels": resize_each(self.pipe.feature_extractor_clip, images, sizes),
         }
 

@@ -11,6 +11,7 @@ from diffusers.training_utils import compute_snr
 from diffusers.utils.torch_utils import randn_tensor
 
 from pipeline import (
+    AZIMUTH_STEP,
     ReferenceCache,
     Zero123PlusPipeline,
     mix_image_embeds,
@@ -27,16 +28,16 @@ VALIDATION_TIMESTEPS = (100, 300, 500, 700, 850, 999)
 class NamedReferences(ReferenceCache):
     """Keys and values by the layers' names: gradient checkpointing runs layers again, in another order."""
 
-    def __init__(self):
-        self.entries = {}
+    def __init__(self, pictures: int = 1):
+        self.entries, self.pictures = {}, pictures
 
     def write(self, layer: str, key: torch.Tensor, value: torch.Tensor):
         """Stores a layer's key and value."""
         self.entries[layer] = key, value
 
-    def read(self, layer: str, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, layer: str, batch_size: int, is_text: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns a layer's key and value, which are of the same batch."""
-        return self.entries[layer]
+        return tuple(self.join(states, is_text) for states in self.entries[layer])
 
 
 class Denoiser(torch.nn.Module):
@@ -55,23 +56,39 @@ class Denoiser(torch.nn.Module):
         ramp = torch.tensor(pipe.config.ramping_coefficients)
         return cls(pipe.unet, pipe.vision_encoder, ramp, pipe.controlnet)
 
-    def forward(self, noisy_tile, noisy_reference, timesteps, prompt_embeds, clip_pixels, keep, control=None):
+    def forward(
+        self,
+        noisy_tile: torch.Tensor,
+        noisy_reference: torch.Tensor,
+        timesteps: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        clip_pixels: torch.Tensor,
+        keep: torch.Tensor,
+        control: torch.Tensor | None = None,
+        reference_text: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Predicts v of noisy tiles, shape (B, C, 3 h, 2 w).
 
         Args:
             noisy_tile: shape (B, C, 3 h, 2 w).
-            noisy_reference: shape (B, C, h', w'), at the same time steps.
+            noisy_reference: R of each object, shape (B R, C, h', w'), at the same time steps.
             timesteps: shape (B,).
             prompt_embeds: shape (1, L, D).
             clip_pixels: shape (B, 3, H, W).
             keep: shape (B,), 1 with and 0 without the condition.
             control: what the ControlNet sees, in [-1, 1], shape (B, 3, H, W).
+            reference_text: what the references have in place of `prompt_embeds`, shape (B R, L, D).
         """
         image_embeds = self.vision_encoder(clip_pixels).image_embeds * keep[:, None]
-        prompt_embeds = mix_image_embeds(prompt_embeds, image_embeds, self.ramp)
-        cache = NamedReferences()
+        prompt_embeds = reference_embeds = mix_image_embeds(prompt_embeds, image_embeds, self.ramp)
+        pictures = len(noisy_reference) // len(noisy_tile)
+        if reference_text is not None:
+            image_embeds = image_embeds.repeat_interleave(pictures, 0)
+            reference_embeds = mix_image_embeds(reference_text, image_embeds, self.ramp)
+        cache = NamedReferences(pictures)
         write, read = ({"reference": cache, "reference_mode": mode} for mode in ("write", "read"))
-        self.unet(noisy_reference, timesteps, prompt_embeds, cross_attention_kwargs=write)
+        reference_timesteps = timesteps.repeat_interleave(pictures)
+        self.unet(noisy_reference, reference_timesteps, reference_embeds, cross_attention_kwargs=write)
         residuals = {}
         if self.controlnet is not None:
             down, mid = self.controlnet(noisy_tile, timesteps, prompt_embeds, control, return_dict=False)
@@ -120,7 +137,7 @@ class Zero123PlusLoss:
         self, pipe: Zero123PlusPipeline, device: torch.device, snr_gamma: float = 0.0, condition_dropout: float = 0.0
     ):
         self.encoder = Encoder(pipe, device)
-        self.vae, self.device = pipe.vae, device
+        self.vae, self.device, self.pictures = pipe.vae, device, pipe.config.pictures
         self.snr_gamma, self.condition_dropout = snr_gamma, condition_dropout
         self.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
 
@@ -162,15 +179,18 @@ class Zero123PlusLoss:
         """
         tile = scale_latents(sample_moments(encoded["tile"], generators) * self.vae.config.scaling_factor)
         # Without the condition the reference is an empty picture, sampled like any other, as in the pipeline
-        moments = torch.where(keep[:, None, None, None] > 0, encoded["reference"], self.encoder.negative)
-        reference = sample_moments(moments, generators)  # stays raw, which is its factor of about 5
-        noise, reference_noise = (
-            randn_tensor(x.shape, generator=generators, device=x.device) for x in (tile, reference)
-        )
+        pictures = len(encoded["reference"]) // len(tile)
+        each = [one for one in generators for _ in range(pictures)] if isinstance(generators, list) else generators
+        kept = keep.repeat_interleave(pictures)[:, None, None, None] > 0
+        moments = torch.where(kept, encoded["reference"], self.encoder.negative)
+        reference = sample_moments(moments, each)  # stays raw, which is its factor of about 5
+        noise = randn_tensor(tile.shape, generator=generators, device=tile.device)
+        reference_noise = randn_tensor(reference.shape, generator=each, device=tile.device)
         noisy_tile = self.scheduler.add_noise(tile, noise, timesteps)
-        noisy_reference = self.scheduler.add_noise(reference, reference_noise, timesteps)
-        prompt_embeds, clip_pixels = self.encoder.prompt_embeds, encoded["clip_pixels"]
-        v = model(noisy_tile, noisy_reference, timesteps, prompt_embeds, clip_pixels, keep, encoded.get("control"))
+        noisy_reference = self.scheduler.add_noise(reference, reference_noise, timesteps.repeat_interleave(pictures))
+        given = self.encoder.prompt_embeds, encoded["clip_pixels"], keep
+        more = encoded.get("control"), encoded.get("reference_text")
+        v = model(noisy_tile, noisy_reference, timesteps, *given, *more)
         return v.float(), self.scheduler.get_velocity(tile, noise, timesteps), noisy_tile
 
     @torch.no_grad()
@@ -185,8 +205,19 @@ class Zero123PlusLoss:
         Returns:
             `validation_loss`, the mean v-loss of `VALIDATION_TIMESTEPS`, with the condition; and the PSNR in dB of the
             tile that is predicted in one step from pure noise (t = 999), `psnr_t999_with` and `psnr_t999_without` the
-            condition. Their difference tells whether the condition works, long before samples look like anything.
+            condition. Their difference tells whether the condition works, long before samples look like anything. A
+            model of several pictures has each also for N = 2, 3, ... of them, evenly around the object, as NAME_N.
         """
+        found = self.measure(model, samples, batch_size)
+        for count in range(2, self.pictures + 1):
+            azimuths = [[360 // count * i for i in range(1, count)]] * len(samples["tile"])
+            others = samples["others"][:, [azimuth // AZIMUTH_STEP - 1 for azimuth in azimuths[0]]]
+            measured = self.measure(model, {**samples, "others": others, "azimuths": azimuths}, batch_size)
+            found |= {f"{name}_{count}": value for name, value in measured.items()}
+        return found
+
+    def measure(self, model: torch.nn.Module, samples: dict, batch_size: int) -> dict:
+        """[`validate`] of the pictures that the samples have."""
 
         def predict(encoded: dict, indices: range, t: int, keep: float):
             generators = [torch.Generator().manual_seed(1000 * i + t) for i in indices]

@@ -59,12 +59,12 @@ def write_controlnet(source: Path, folder: Path, cameras: str | None):
 
 
 def write_lora(source: Path, weight_name: str, folder: Path, cameras: str | None):
-    """Writes a LoRA with the record of its cameras and of a student's steps, guidance scale and scheduler."""
+    """Writes a LoRA with the record of its cameras and of how it is used: steps, guidance, scheduler, pictures."""
     layers = safetensors.torch.load_file(source / weight_name)
     folder.mkdir()
     layers = {key: value.half().contiguous() for key, value in layers.items()}
     safetensors.torch.save_file(layers, folder / LORA_FILE)
-    write_record(source, folder, ("num_inference_steps", "guidance_scale", "scheduler"), cameras)
+    write_record(source, folder, ("num_inference_steps", "guidance_scale", "scheduler", "pictures"), cameras)
 
 
 def publish(

@@ -104,7 +104,7 @@ class StudentLoss:
         for generator, state in zip(generators, states):  # to draw the same once more, in the pipeline's order
             generator.set_state(state)
         pixels = preprocess(teacher.feature_extractor_vae, pictures)
-        reference = teacher.prepare_reference_latents(pixels, 1, self.device, generators)
+        reference = teacher.prepare_reference_latents(pixels[:, None], 1, self.device, generators)[:, 0]
         start = teacher.draw_noise(end.shape, self.device, generators)
         noise = teacher.draw_reference_noise(steps, reference.shape, self.device, generators)
         return end.float(), start.float(), reference.float(), noise.float()

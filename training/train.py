@@ -4,10 +4,12 @@
     accelerate launch -m training.train --phase 2 --checkpoint out/1 --data D --output out/2
     accelerate launch -m training.train --phase student --checkpoint out/2 --data D --output out/3
     accelerate launch -m training.train --phase controlnet --condition depth --checkpoint out/2 --data D --output out/4
+    accelerate launch -m training.train --phase pictures --checkpoint out/2 --data D --output out/5
 
 Phases 1 and 2 are the paper's (section 2.5); `scratch` trains small models from random weights; `student` makes a
 model of few steps, without guidance, of one of many (`training.student`); `controlnet` trains a ControlNet of depth or
-normals, or the generator of normals, which sees the RGB tile. Every option given overrides the phase's.
+normals, or the generator of normals, which sees the RGB tile; `pictures` trains a LoRA with which the model takes
+several pictures of an object. Every option given overrides the phase's.
 `OUTPUT/checkpoint-STEP` is a folder that `from_pretrained` loads, with EMA weights and the trained ramp, and what the
 same command continues from.
 """
@@ -32,12 +34,12 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from pipeline import CAMERAS, Zero123PlusPipeline, split_views
+from pipeline import AZIMUTH_STEP, CAMERAS, Zero123PlusPipeline, split_views
 from zero123plus.loading import checkpoints_of, load_controlnet, set_cameras
 from zero123plus.options import Help, command, count, number, positive, share, whole
 
 from .checkpoints import Run, gathered, load_start, write_weights
-from .data import CONDITIONS, PictureDataset, Stream, TileDataset, TilesInMemory, collate
+from .data import CONDITIONS, SHARES, PictureDataset, Stream, TileDataset, TilesInMemory, collate
 from .dry_run import describe
 from .loss import Denoiser, Zero123PlusLoss
 from .optimizers import build_optimizer, build_schedule
@@ -81,6 +83,17 @@ PHASES = {
         "batch_size": 32,
         **WITHOUT_SNR,
     },
+    # A LoRA that learns what further pictures show, and from where
+    "pictures": {
+        "train": "unet",
+        "lora_rank": 16,
+        "pictures": 4,
+        "learning_rate": 1e-4,
+        "warmup_steps": 50,
+        "steps": 2_000,
+        "batch_size": 32,
+        **WITHOUT_SNR,
+    },
     # The paper gives no figures for its ControlNets: diffusers' usual rate, the rest as in phase 2
     "controlnet": {
         "train": "controlnet",
@@ -93,7 +106,8 @@ PHASES = {
 
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-# Fewer steps are another map, so that all of the UNet learns: feed-forward, projections, convolutions, time embedding
+# Fewer steps, or more pictures, are another map, so that all of the UNet learns: feed-forward, projections,
+# convolutions, time embedding
 STUDENT_TARGETS = ["ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv_in", "conv_out", "conv1", "conv2"]
 STUDENT_TARGETS += ["conv_shortcut", "conv", "time_emb_proj", "linear_1", "linear_2", *LORA_TARGETS]
 
@@ -107,7 +121,8 @@ class SourceOptions:
     _argument_group_name = "what is trained, and where it comes from"
 
     phase: Literal[tuple(PHASES)] = HfArg(
-        help="1, 2: the paper's; scratch: a small model; student: few steps; controlnet: a ControlNet"
+        help="1, 2: the paper's; scratch: a small model; student: few steps; controlnet: a ControlNet;"
+        " pictures: several pictures of an object"
     )
     checkpoint: str = HfArg(help="folder, run or Hub name of Zero123++ or Stable Diffusion 2 to start from")
     data: Path = HfArg(help="folder of rendered shards; for a student also of pictures")
@@ -128,6 +143,9 @@ class SourceOptions:
         default="depth", help="what a ControlNet sees; with rgb it makes normals"
     )
     controlnet: str | None = HfArg(default=None, help="ControlNet to start from; else a copy of the UNet's encoder")
+    pictures: number(int, 1, len(SHARES)) = HfArg(
+        default=None, help="most pictures of an object that `--phase pictures` learns from"
+    )
     student_steps: count = HfArg(default=2, help="steps of a student")
     teacher_steps: count = HfArg(default=None, help="steps of the teacher's path; else the checkpoint's")
     teacher_guidance: positive = HfArg(
@@ -205,13 +223,19 @@ def trainable_parameters(unet: torch.nn.Module, train: str) -> dict[str, torch.n
 
 
 def validation_tiles(pipe: Zero123PlusPipeline, samples: dict) -> Image.Image:
-    """A picture with a row for each sample of a batch: the input, the six generated views, and the six true ones."""
+    """A picture with a row for each sample of a batch: the input, the six generated views, and the six true ones.
+    Where the model takes several pictures, the views are made of the input and the back.
+    """
     images = samples["image"].permute(0, 2, 3, 1).cpu().numpy()
     generators = [torch.Generator().manual_seed(i) for i in range(len(images))]
     pipe.set_progress_bar_config(disable=True)
     height, width = samples["tile"].shape[2:] if "tile" in samples else pipe.default_size
     size = {"height": int(height), "width": int(width)}
-    made = pipe(images, control_image=samples.get("control"), generator=generators, output_type="np", **size).images
+    shown = {"image": images}
+    if "others" in samples:  # with the back, beside which they are easiest to judge
+        backs = samples["others"][:, 180 // AZIMUTH_STEP - 1].permute(0, 2, 3, 1).cpu().numpy()
+        shown = {"image": [list(pair) for pair in zip(images, backs)], "image_azimuths": [0, 180]}
+    made = pipe(**shown, control_image=samples.get("control"), generator=generators, output_type="np", **size).images
     truth = made[:, :, :0]  # pictures alone have no true views
     if "tile" in samples:
         truth = samples["tile"].permute(0, 2, 3, 1).cpu().numpy() / 255
@@ -271,7 +295,7 @@ def parse_options(argv: list[str] | None) -> Options:
     parser = HfArgumentParser(groups, description="Train Zero123++.", formatter_class=Help, usage=usage)
     parts = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     o = Options(**{name: value for part in parts for name, value in vars(part).items()})
-    for name, value in {"optimizer": "adamw", "lora_rank": 0, **PHASES[o.phase]}.items():
+    for name, value in {"optimizer": "adamw", "lora_rank": 0, "pictures": 1, **PHASES[o.phase]}.items():
         if getattr(o, name) is None:
             setattr(o, name, value)
     if o.decay_steps is None:
@@ -291,6 +315,10 @@ def check_options(o: Options, accelerator: Accelerator):
         raise ValueError(f"`--image-sizes` is {o.image_sizes}, but must be two edges in pixels that rise, or 0 0.")
     if o.image_sizes and o.phase == "student":
         raise ValueError("`--image-sizes` is not of a student, which sees what its teacher sees: leave it out.")
+    if (o.pictures > 1) != (o.phase == "pictures"):
+        raise ValueError(f"`--pictures` is {o.pictures}, but must be 2 to 4 with `--phase pictures`, and else 1.")
+    if o.in_memory and o.pictures > 1:
+        raise ValueError("`--in-memory` holds one picture of each sample: leave it out with `--phase pictures`.")
     if o.permute_colours and not o.in_memory:
         raise ValueError("`--permute-colours` permutes what lies in memory: give `--in-memory` too.")
     if o.lr_scheduler == "timed" and not math.isfinite(o.minutes):
@@ -351,7 +379,7 @@ def build_model(o: Options, pipe: Zero123PlusPipeline) -> Denoiser:
     for module in (pipe.vae, pipe.text_encoder, model):
         module.requires_grad_(False)
     if o.lora_rank:
-        targets = STUDENT_TARGETS if o.phase == "student" else LORA_TARGETS
+        targets = STUDENT_TARGETS if o.phase in ("student", "pictures") else LORA_TARGETS
         pipe.unet.add_adapter(LoraConfig(r=o.lora_rank, lora_alpha=o.lora_rank, target_modules=targets))
     elif o.train == "controlnet":
         pipe.controlnet.requires_grad_(True)
@@ -376,7 +404,7 @@ def train(o: Options):
     dataset, validation = (
         PictureDataset(folder)
         if o.phase == "student" and not find_shards(folder)
-        else TileDataset(folder, condition=condition)
+        else TileDataset(folder, condition=condition, pictures=o.pictures)
         for folder in (o.data, o.validation or o.data)
     )
     check = readable(validation, 16)
@@ -402,6 +430,7 @@ def train(o: Options):
             f" {dataset.preset}."
         )
     pipe.vae.to(accelerator.device), pipe.text_encoder.to(accelerator.device)
+    pipe.register_to_config(pictures=o.pictures)
     loss_function, validation_loss, student = build_losses(o, pipe, accelerator)
     model = build_model(o, pipe)
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -410,6 +439,7 @@ def train(o: Options):
         return
     record = {"checkpoint": absolute(o.checkpoint), "train": o.train, "lora_rank": o.lora_rank, "condition": condition}
     record |= {"optimizer": o.optimizer, "cameras": dataset.preset or o.cameras, "seed": o.seed, **student}
+    record |= {"pictures": o.pictures} if o.pictures > 1 else {}
     # With FSDP the parameters are shared out already, and Muon must not share them out once more
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if o.optimizer == "muon" and not sharded:  # each process has the state of its share of the matrices
@@ -434,7 +464,8 @@ def train(o: Options):
     ema.decay, lr_scheduler.base_lrs = o.ema_decay, rates
     for group, rate, factor in zip(optimizer.param_groups, rates, lr_scheduler.lr_lambdas):
         group["lr"] = rate * factor(lr_scheduler.last_epoch)
-    stream = Stream(dataset, o.seed, seen, seen + (o.steps - step) * o.batch_size, o.image_sizes)
+    stop = seen + (o.steps - step) * o.batch_size
+    stream = Stream(dataset, o.seed, seen, stop, o.image_sizes, o.pictures, o.batch_size)
     loader_options = {"collate_fn": collate, "num_workers": o.workers}
     if o.in_memory:
         loader_options = {"collate_fn": dataset.batch}
@@ -470,6 +501,7 @@ def train(o: Options):
         line["tiles_per_second"] = round(o.batch_size / (now - last), 2)
         last = now
         line |= {"lr": lr_scheduler.get_last_lr()[0], **({"skipped": skipped} if skipped else {})}
+        line |= {"pictures": 1 + len(batch["azimuths"][0])} if o.pictures > 1 else {}
         total = 0
         if step % o.validation_steps == 0:  # in all processes: with FSDP each has a part of the weights
             path = o.output / "validation" / f"{step:06d}.webp" if accelerator.is_main_process else None

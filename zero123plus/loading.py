@@ -330,6 +330,8 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
         set_cameras(pipe, record["cameras"], f"`--lora` {name}")
     for setting in {"num_inference_steps", "guidance_scale"} & set(record):
         pipe.register_to_config(**{f"default_{setting}": record[setting]})
+    if "pictures" in record:
+        pipe.register_to_config(pictures=record["pictures"])
     if "scheduler" in record:
         if record["scheduler"] not in sorted(SCHEDULERS):  # not hashed: it may be of any type
             raise ValueError(
