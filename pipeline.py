@@ -585,6 +585,22 @@ def to_srgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     return colours
 
 
+def to_8_bits(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """Brings grey pictures of 16 or 32 bits, in [0, 65535], or of floats, in [0, 1], to 8 bits; others stay.
+
+    Raises:
+        ValueError: if a value is out of range; it begins with `name`.
+    """
+    if not (picture.mode.startswith("I") or picture.mode == "F"):
+        return picture
+    values = np.asarray(picture).astype(np.float32)
+    full = 1.0 if picture.mode == "F" else 65535.0  # PIL opens 16-bit files as "I" or "I;16"
+    if not (values.min() >= 0 and values.max() <= full):
+        found = f"of mode {picture.mode!r} with values from {values.min():.4g} to {values.max():.4g}"
+        raise ValueError(f"{name} is a picture {found}, but they must be in [0, {full:.0f}].")
+    return PIL.Image.fromarray(np.round(values * (255 / full)).astype(np.uint8))
+
+
 def border_of(pixels: np.ndarray, tolerance: float = BACKGROUND_TOLERANCE) -> tuple[np.ndarray, float]:
     """The median colour of a picture's border, shape (3,), and the share of the border that is like it.
 
@@ -616,19 +632,13 @@ def _load_pil(picture: PIL.Image.Image, argument: str) -> PIL.Image.Image:
         picture = to_srgb(picture)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"`{argument}` cannot be read ({error}): the file is damaged or incomplete.") from error
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture).astype(np.float32)
-        full = 1.0 if picture.mode == "F" else 65535.0  # PIL opens 16-bit files as "I" or "I;16"
-        if not (values.min() >= 0 and values.max() <= full):
-            raise ValueError(
-                f"`{argument}` is a picture of mode {picture.mode!r} with values from {values.min():.4g} to"
-                f" {values.max():.4g}, but they must be in [0, {full:.0f}]."
-            )
-        picture = PIL.Image.fromarray(np.round(values * (255 / full)).astype(np.uint8))
+    picture = to_8_bits(picture, f"`{argument}`")
     if picture.mode == "La":  # PIL converts premultiplied grey to LA alone
         picture = picture.convert("LA")
     if "A" in picture.getbands() or picture.mode == "RGBa" or "transparency" in picture.info:
         picture = picture.convert("RGBA")
+        if picture.getchannel("A").getextrema()[1] < 128:
+            raise ValueError(f"`{argument}` is transparent everywhere: there is no object in it.")
         background = PIL.Image.new("RGBA", picture.size, (GREY, GREY, GREY, 255))
         picture = PIL.Image.alpha_composite(background, picture)
     return picture.convert("RGB")

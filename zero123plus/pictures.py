@@ -15,7 +15,7 @@ import PIL.ImageOps
 from fsspec.implementations.local import LocalFileSystem
 from scipy import ndimage
 
-from pipeline import COLUMNS, ENCODED_EDGE, GREY, MAX_EDGE, PLAIN_SHARE, ROWS, border_of, is_grey, to_srgb
+from pipeline import COLUMNS, ENCODED_EDGE, GREY, MAX_EDGE, PLAIN_SHARE, ROWS, border_of, is_grey, to_8_bits, to_srgb
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ except ImportError:
 REMBG_HOST = "https://github.com"  # which it downloads its models from
 REMBG_MODEL = "u2net"  # Apache-2.0; the default of newer versions of rembg is not for commercial use
 CUT_OUT_SHARE = 0.02  # of transparent pixels from which a picture counts as cut out
+FRAME_SHARE = 0.97  # of its bounding box that a cut-out fills, from which it is a frame rather than an object
 BACKGROUNDS = ("auto", "remove", "keep")  # what [`prepare`] does with that of a picture
 FOREGROUND_RATIO = 0.85  # of the object's larger side to the square, where a picture is cut out here
 CONNECT_SECONDS = 5  # until a host that does not answer counts as out of reach
@@ -125,7 +126,7 @@ def check_key(key: str, url: str):
 
 
 def read_picture(file, name: str) -> PIL.Image.Image:
-    """Reads a picture, upright as its EXIF orientation says, and in sRGB as its colour profile says.
+    """Reads a picture, upright as its EXIF orientation says, in sRGB as its colour profile says, and of 8 bits.
 
     Args:
         file: a path or a binary file.
@@ -143,7 +144,7 @@ def read_picture(file, name: str) -> PIL.Image.Image:
                     " side, are read; shrink it first"
                 )
             picture.load()
-            return to_srgb(PIL.ImageOps.exif_transpose(picture))
+            return to_8_bits(to_srgb(PIL.ImageOps.exif_transpose(picture)), "it")
     except Exception as error:  # decoders raise whatever they like on damaged files
         reason = "it is no picture of " + ", ".join(FORMATS)
         if not isinstance(error, PIL.UnidentifiedImageError):
@@ -178,13 +179,56 @@ def rembg_session():
 
 
 def is_cut_out(rgba: PIL.Image.Image) -> bool:
-    """Whether a share of at least `CUT_OUT_SHARE` of an RGBA picture is transparent."""
-    return float((np.asarray(rgba)[..., 3] < 128).mean()) >= CUT_OUT_SHARE
+    """Whether a share of at least `CUT_OUT_SHARE` of an RGBA picture, or of its border, or all its corners, are
+    transparent: an object that is cropped tightly may leave the corners alone.
+    """
+    clear = np.asarray(rgba)[..., 3] < 128
+    border = np.concatenate([clear[0], clear[-1], clear[:, 0], clear[:, -1]])
+    return bool(max(clear.mean(), border.mean()) >= CUT_OUT_SHARE or clear[[0, 0, -1, -1], [0, -1, 0, -1]].all())
 
 
-def remove_background(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Returns the picture as RGBA without its background: by the border's colour where that is plain, else by rembg.
-    One that is cut out already stays what it is.
+def erode(alpha: np.ndarray) -> np.ndarray:
+    """Takes the outermost pixel of what is thicker than 4, which is mixed with the background and would be a bright or
+    dark line around the object. What is thinner would vanish, and keeps its alpha, of shape (H, W).
+    """
+    thick = ndimage.binary_dilation(ndimage.binary_opening(alpha > 127, np.ones((5, 5))), np.ones((3, 3)))
+    return np.where(thick, ndimage.minimum_filter(alpha, 3), alpha)
+
+
+def cut_by_colour(rgba: PIL.Image.Image) -> tuple[PIL.Image.Image | None, str]:
+    """An RGBA picture without a background of one colour, None where it has none, and what is doubtful about that."""
+    pixels = np.asarray(rgba)[..., :3]
+    if border_of(pixels)[1] < PLAIN_SHARE:
+        return None, ""
+    alpha, doubt = opacity(pixels.astype(np.float32)), ""
+    if border_of(pixels, SOFT / 8)[1] >= 0.99:  # without noise, what hardly differs is the object, or its shadow
+        near = opacity(pixels.astype(np.float32), SOFT / 4)
+        pale = ndimage.binary_opening((near > 0.5) & (alpha <= 0.5), np.ones((7, 7)))  # without what JPEG leaves
+        if pale.sum() > 0.1 * (alpha > 0.5).sum():
+            alpha = np.where(ndimage.binary_dilation(pale, np.ones((3, 3))), near, alpha)
+            doubt = "The object, or its shadow, has almost the colour of the background"
+    rows, columns = (np.flatnonzero((alpha > 0.5).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return None, ""
+    box = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    if (alpha > 0.5)[box[1] : box[3], box[0] : box[2]].mean() > FRAME_SHARE:
+        doubt = "What was cut out is a rectangle, such as a photograph with a margin"
+        inner = box[0] + 2, box[1] + 2, box[2] - 2, box[3] - 2  # within the mixed pixels
+        if min(inner[2] - inner[0], inner[3] - inner[1]) > 2 and (found := cut_by_colour(rgba.crop(inner))[0]):
+            whole = PIL.Image.new("RGBA", rgba.size)
+            whole.paste(found, inner[:2])
+            return whole, f"{doubt}, and so was cut out once more"
+    cut = PIL.Image.fromarray(np.dstack([pixels, erode(np.round(255 * alpha).astype(np.uint8))]))
+    return (cut, doubt) if is_cut_out(cut) else (None, "")
+
+
+def remove_background(picture: PIL.Image.Image, warn: Callable | None = None) -> PIL.Image.Image:
+    """Returns the picture as RGBA without its background: by the border's colour where that is plain and the result
+    is what an object looks like, else by rembg. One that is cut out already stays what it is.
+
+    Args:
+        picture: of any mode.
+        warn: is called with what is doubtful where rembg cannot be had. Without it, that is an error.
 
     Raises:
         ValueError: if rembg is needed and cannot be had.
@@ -192,12 +236,16 @@ def remove_background(picture: PIL.Image.Image) -> PIL.Image.Image:
     rgba = picture.convert("RGBA")
     if is_cut_out(rgba):
         return rgba
-    _, alike = border_of(np.asarray(rgba)[..., :3])
-    if alike >= PLAIN_SHARE and is_cut_out(cut := cut_out(rgba)):
-        # The outermost pixels are mixed with the background, which would be a bright or dark line around the object
-        cut.putalpha(cut.getchannel("A").filter(PIL.ImageFilter.MinFilter(3)))
+    cut, doubt = cut_by_colour(rgba)
+    if cut and not doubt:
         return cut
-    session = rembg_session()
+    try:
+        session = rembg_session()
+    except ValueError as error:
+        if cut and warn:
+            warn(f"{doubt}: look at the picture that is used, and cut the object out if it is wrong. {error}")
+            return cut
+        raise
     import rembg
 
     return rembg.remove(rgba, session=session)
@@ -261,7 +309,7 @@ def prepare(
     if background == "keep" or (ready and ratio is None and background == "auto"):
         return picture if ratio is None else recentre(picture, ratio)
     try:
-        cut = remove_background(picture)
+        cut = remove_background(picture, None if background == "remove" else warn)
     except ValueError as error:
         if background == "remove":
             raise
@@ -273,6 +321,8 @@ def prepare(
 # ---- Views without their background ----
 
 SOFT = 24  # of 255; the distance to the background's colour at which a pixel is opaque
+FLAT_SHARE = 0.6  # of an enclosed region's pixels that are the background's colour, from which it is a hole
+MIN_HOLE = 4  # pixels of it
 
 
 def background_of(view: np.ndarray) -> np.ndarray:
@@ -286,20 +336,27 @@ def background_of(view: np.ndarray) -> np.ndarray:
     return colour if alike >= 0.5 else np.full(3, float(GREY))
 
 
-def opacity(view: np.ndarray) -> np.ndarray:
+def opacity(view: np.ndarray, soft: float = SOFT) -> np.ndarray:
     """Opacity of a view's pixels, shape (H, W), in [0, 1]: 0 where it is like the background and connected to the
-    border, rising with the difference at the object's edge, and 1 inside of the object, whatever its colour.
+    border or, as in the hole of a ring, flat; rising with the difference at the object's edge, and 1 inside of the
+    object, whatever its colour.
 
     Args:
         view: float of shape (H, W, 3), in [0, 255].
+        soft: distance to the background's colour at which a pixel is opaque.
     """
     distance = np.abs(view - background_of(view)).max(-1)
     # Background is what can be reached from the border without crossing the object
-    labels, _ = ndimage.label(distance < SOFT / 2)
-    outside = np.isin(labels, np.setdiff1d(np.unique(np.r_[labels[0], labels[-1], labels[:, 0], labels[:, -1]]), 0))
+    labels, count = ndimage.label(distance < soft / 2)
+    outside = np.unique(np.r_[labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    # Parts of the object that have the background's colour are shaded, and holes are not
+    flat = ndimage.mean(distance < soft / 6, labels, np.arange(1, count + 1))
+    holes = 1 + np.flatnonzero(
+        (flat > FLAT_SHARE) & (np.bincount(labels.ravel(), minlength=count + 1)[1:] >= MIN_HOLE)
+    )
+    outside = np.isin(labels, np.setdiff1d(np.r_[outside, holes], 0))
     near = ndimage.binary_dilation(outside)  # the soft edge of the object is one pixel wide
-    soft = np.clip(2 * distance / SOFT - 1, 0, 1)
-    return np.where(outside, 0.0, np.where(near, soft, 1.0))
+    return np.where(outside, 0.0, np.where(near, np.clip(2 * distance / soft - 1, 0, 1), 1.0))
 
 
 def foreground(views: np.ndarray) -> np.ndarray:
