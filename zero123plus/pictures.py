@@ -37,6 +37,7 @@ except ImportError:
 REMBG_HOST = "https://github.com"  # which it downloads its models from
 REMBG_MODEL = "u2net"  # Apache-2.0; the default of newer versions of rembg is not for commercial use
 CUT_OUT_SHARE = 0.02  # of transparent pixels from which a picture counts as cut out
+SPECK_SHARE = 0.002  # of the largest part's pixels, below which a part is no part of the object
 FRAME_SHARE = 0.97  # of its bounding box that a cut-out fills, from which it is a frame rather than an object
 BACKGROUNDS = ("auto", "remove", "keep")  # what [`prepare`] does with that of a picture
 FOREGROUND_RATIO = 0.85  # of the object's larger side to the square, where a picture is cut out here
@@ -189,8 +190,12 @@ def is_cut_out(rgba: PIL.Image.Image) -> bool:
 
 def erode(alpha: np.ndarray) -> np.ndarray:
     """Takes the outermost pixel of what is thicker than 4, which is mixed with the background and would be a bright or
-    dark line around the object. What is thinner would vanish, and keeps its alpha, of shape (H, W).
+    dark line around the object. What is thinner would vanish, and keeps its alpha, of shape (H, W); but specks, such as
+    JPEG leaves beside edges, vanish.
     """
+    labels, count = ndimage.label(alpha, np.ones((3, 3)))
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    alpha = np.where(sizes[labels] < SPECK_SHARE * sizes[1:].max(initial=0), 0, alpha)
     thick = ndimage.binary_dilation(ndimage.binary_opening(alpha > 127, np.ones((5, 5))), np.ones((3, 3)))
     return np.where(thick, ndimage.minimum_filter(alpha, 3), alpha)
 
