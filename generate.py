@@ -96,7 +96,9 @@ def run(given: list[str], settings, batch_size: int, ray: str | None, workers: i
     for job in found:
         if not results.check_target(settings.output, job[1], settings.overwrite, settings.resume):
             left.append(job)
-        elif other := results.complete(settings.output, job[1], settings.exports, settings.faces, made_with):
+            continue
+        made_with["picture_sha256"] = jobs.digest(jobs.read_bytes(job[0]))
+        if other := results.complete(settings.output, job[1], settings.exports, settings.faces, made_with):
             say(f"{job[1]} is kept, but was made with {other}: --overwrite makes it anew")
     if not left:
         return 0

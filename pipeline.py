@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import PIL.Image
 import PIL.ImageCms
@@ -187,7 +188,8 @@ def noise_levels(scheduler) -> torch.Tensor:
     Args:
         scheduler: with its time steps set. Those of some solvers lie between two whole ones.
     """
-    levels = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt().log()
+    signal = scheduler.alphas_cumprod.clamp(min=2**-24)  # which is 0 at the last time step with zero terminal SNR
+    levels = ((1 - signal) / signal).sqrt().log()
     return torch.from_numpy(np.interp(scheduler.timesteps, np.arange(len(levels)), levels)).exp()
 
 
@@ -637,8 +639,6 @@ def _load_pil(picture: PIL.Image.Image, argument: str) -> PIL.Image.Image:
         picture = picture.convert("LA")
     if "A" in picture.getbands() or picture.mode == "RGBa" or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-        if picture.getchannel("A").getextrema()[1] < 128:
-            raise ValueError(f"`{argument}` is transparent everywhere: there is no object in it.")
         background = PIL.Image.new("RGBA", picture.size, (GREY, GREY, GREY, 255))
         picture = PIL.Image.alpha_composite(background, picture)
     return picture.convert("RGB")
@@ -773,6 +773,7 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self._unloaded = None  # the settings that return when a LoRA is unloaded
         self.warned = set()  # "cameras", "background", "slicing": what one warning was enough for
         # Of the last call, under the names that diffusers' callbacks use. A thread takes a `copy.copy(pipe)`
         self._guidance_scale, self._num_timesteps, self._interrupt = default_guidance_scale, 0, False
@@ -826,6 +827,65 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         (folder / "pipeline.py").write_text(self._source, encoding="utf-8")
         self.register_to_config(cameras=self.camera_preset)
         super().save_pretrained(save_directory, **kwargs)
+
+    # LoRA
+
+    def lora_settings(self, record: dict, source: str) -> tuple[dict, SchedulerMixin]:
+        """What a `run.json` says of the use of its weights (`cameras`, `num_inference_steps`, `guidance_scale`,
+        `scheduler`, `pictures`), as configuration and scheduler.
+
+        Raises:
+            ValueError: if one is wrong, or the cameras are others than the checkpoint's; it begins with `source`.
+        """
+        cameras, scheduler = record.get("cameras"), self.scheduler
+        check_cameras(cameras, source)
+        if None not in (self.camera_preset, cameras) and cameras != self.camera_preset:
+            raise ValueError(
+                f"{source} has the cameras of {cameras}, but the checkpoint says that it has those of"
+                f" {self.camera_preset}: use both with the same."
+            )
+        if "scheduler" in record:
+            if record["scheduler"] not in sorted(SCHEDULERS):  # not hashed: it may be of any type
+                wanted = f"but must have one of {sorted(SCHEDULERS)}"
+                raise ValueError(f"{source} has the scheduler {record['scheduler']!r}, {wanted}.")
+            scheduler = getattr(diffusers, record["scheduler"])
+            scheduler = scheduler.from_config(self.scheduler.config, timestep_spacing="trailing")
+        settings = {"cameras": cameras} if cameras else {}
+        for name, prefix in (("num_inference_steps", "default_"), ("guidance_scale", "default_"), ("pictures", "")):
+            if name in record:
+                check_number(f"{name} of {source}", record[name], 1, whole=name != "guidance_scale")
+                settings[prefix + name] = record[name]
+        return settings, scheduler
+
+    def take_settings(self, settings: tuple[dict, SchedulerMixin]):
+        """Takes what [`lora_settings`] returned."""
+        self.register_to_config(**settings[0])
+        self.scheduler = settings[1]
+
+    def load_lora_weights(self, pretrained_model_name_or_path_or_dict, adapter_name: str | None = None, **kwargs):
+        """Loads a LoRA as every diffusers pipeline does, and until it is unloaded takes the settings in a `run.json`
+        beside it, such as the steps, guidance scale and scheduler of a student.
+        """
+        source, settings = pretrained_model_name_or_path_or_dict, None
+        path = Path("" if isinstance(source, dict) else source, kwargs.get("subfolder") or "", "run.json")
+        if path.is_file() and not isinstance(source, dict):
+            settings = self.lora_settings(json.loads(path.read_text()), str(path))
+        super().load_lora_weights(source, adapter_name, **kwargs)
+        if settings:
+            self._unloaded = self._unloaded or ({name: self.config[name] for name in settings[0]}, self.scheduler)
+            self.take_settings(settings)
+
+    def fuse_lora(self, *args, **kwargs):
+        """Fuses LoRAs as every diffusers pipeline does. Their settings stay then."""
+        super().fuse_lora(*args, **kwargs)
+        self._unloaded = None
+
+    def unload_lora_weights(self):
+        """Unloads LoRAs as every diffusers pipeline does, with the settings of those that are not fused."""
+        super().unload_lora_weights()
+        if self._unloaded:
+            self.take_settings(self._unloaded)
+        self._unloaded = None
 
     def add_controlnet(
         self, controlnet: ControlNetModel | None = None, conditioning_scale: float = 1.0
@@ -1005,8 +1065,14 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
         return [pictures[i] for pictures in objects for i in order], sorted(rounded)
 
     def check_background(self, pictures: list[PIL.Image.Image]):
-        """Warns, once, of an RGB picture that does not stand on the grey of the training data."""
+        """Warns, once, of an RGB picture that does not stand on the grey of the training data.
+
+        Raises:
+            ValueError: if one is that grey everywhere, as one that is transparent everywhere becomes.
+        """
         for picture in pictures:
+            if picture.getextrema() == ((GREY, GREY),) * 3:
+                raise ValueError("`image` is transparent, or the background's grey, everywhere: it has no object.")
             colour, alike = border_of(np.asarray(picture))
             if alike < 0.5 or not is_grey(colour):
                 what = "has many colours" if alike < PLAIN_SHARE else f"has the colour {colour.astype(int).tolist()}"

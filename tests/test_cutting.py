@@ -6,7 +6,6 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pipeline import load_pictures
 from zero123plus import pictures
 
 ROWS, COLUMNS = np.mgrid[:200, :200] - 99.5
@@ -111,5 +110,11 @@ def test_grey_of_any_depth(tmp_path, kind, disc, background):
 @pytest.mark.parametrize("background", pictures.BACKGROUNDS)
 def test_a_picture_of_nothing_is_refused(background):
     empty = PIL.Image.new("RGBA", (40, 40), (200, 0, 0, 100))
-    with pytest.raises(ValueError, match="`image` is transparent everywhere"):
-        load_pictures(pictures.prepare(empty, background), "image")
+    with pytest.raises(ValueError, match="transparent everywhere"):
+        pictures.prepare(empty, background)
+
+
+def test_a_call_refuses_nothing(pipe, run):
+    for empty in (PIL.Image.new("RGBA", (40, 40)), PIL.Image.new("RGB", (40, 40), (127,) * 3)):
+        with pytest.raises(ValueError, match="it has no object"):
+            run(pipe, empty)

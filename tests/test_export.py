@@ -86,3 +86,11 @@ def test_nerfstudio_names_the_points_that_splatfacto_starts_from(ball):
     assert f"element vertex {len(rows)}" in header and rows.shape == (len(rows), 6)
     colmap = np.array([line.split()[1:7] for line in lines_of(ball / "colmap", "points3D")], float)
     assert np.array_equal(rows, colmap)
+
+
+@pytest.mark.parametrize("form", ("colmap", "nerfstudio"))
+def test_what_transparency_hides_is_black(ball, form):
+    """Readers that take the colours alone learn no grey."""
+    for path in sorted((ball / form / "images").iterdir()):
+        pixels = np.asarray(PIL.Image.open(path)).astype(int)
+        assert (pixels[..., :3] <= pixels[..., 3:]).all() and not pixels[0, 0].any()

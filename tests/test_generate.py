@@ -362,3 +362,19 @@ def test_rembg_without_its_model_is_one_line(command, tmp_path, monkeypatch, cap
     assert command(tmp_path / "toy.png", "--remove-background") == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("generate.py: ")]
     assert "rembg's model cannot be had" in line
+
+
+def test_resume_sees_that_a_picture_or_a_run_has_changed(command, pipe, tmp_path, capsys):
+    """`cameras.json` says what a result was made of: the picture's digest, and the folder that was loaded."""
+    run = tmp_path / "run"
+    shutil.copytree(tmp_path / "checkpoint", run / "checkpoint-1")
+    assert command(tmp_path / "toy.png", "--checkpoint", run) == 0
+    made = json.loads((tmp_path / "out" / "toy" / "cameras.json").read_text())
+    assert made["folders"] == [str(run / "checkpoint-1")]
+    noise_picture(1).save(tmp_path / "toy.png")
+    capsys.readouterr()
+    assert command(tmp_path / "toy.png", "--checkpoint", run, "--resume") == 0
+    assert f"toy is kept, but was made with picture_sha256 {made['picture_sha256']}, not" in capsys.readouterr().err
+    (run / "checkpoint-1").rename(run / "checkpoint-2")
+    assert command(tmp_path / "toy.png", "--checkpoint", run, "--resume") == 0
+    assert "folders ['" in capsys.readouterr().err

@@ -178,7 +178,7 @@ def test_a_student_is_published_in_half_the_size(arguments, tmp_path):
         publish.main(["--lora", str(tmp_path / "run"), "--output", str(tmp_path / "home")])
     trained, published = tmp_path / "run" / "checkpoint-1", tmp_path / "home" / "student"
     record = json.loads((published / loading.RUN_FILE).read_text())
-    scheduler = {"scheduler": "EulerDiscreteScheduler"}
+    scheduler = {"scheduler": "EulerDiscreteScheduler", "unet": loading.run_record(trained)["unet"]}
     assert record == {"num_inference_steps": 2, "guidance_scale": 1.0, "cameras": "v1.2"} | scheduler
     before, after = (safetensors.torch.load_file(folder / loading.LORA_FILE) for folder in (trained, published))
     torch.testing.assert_close(after, {key: value.half() for key, value in before.items()}, rtol=0, atol=0)

@@ -18,12 +18,11 @@ from torch.distributed.fsdp import FSDPModule
 from pipeline import Zero123PlusPipeline
 from zero123plus.files import put_folder, write_file
 from zero123plus.loading import (
-    LORA_FILE,
     RUN_FILE,
+    Checkpoint,
     add_lora,
     checkpoints_of,
     load_components,
-    resolve_checkpoint,
     run_record,
     set_cameras,
 )
@@ -40,18 +39,16 @@ def load_start(
     or Stable Diffusion 2, to which `vision_encoder` is added. For `pickle` and `cameras` see
     [`loading.load_components`].
     """
-    folder = resolve_checkpoint(checkpoint, pickle)
-    if (folder / "model_index.json").is_file():
-        if DiffusionPipeline.load_config(folder)["_class_name"] != "StableDiffusionPipeline":
-            return load_components(folder, torch.float32, pickle, cameras)
+    folder, loras = Checkpoint(checkpoint, pickle=pickle).find()
+    index = folder / "model_index.json"
+    if index.is_file() and DiffusionPipeline.load_config(folder)["_class_name"] == "StableDiffusionPipeline":
         pipe = assemble(folder, vision_encoder)
         if cameras is not None:
             set_cameras(pipe, cameras, "`--cameras`")
         return pipe
-    base = run_record(folder).get("checkpoint") if (folder / LORA_FILE).is_file() else None
-    pipe = load_components(resolve_checkpoint(base, pickle) if base else folder, torch.float32, pickle, cameras)
-    if base:
-        add_lora(pipe, folder)
+    pipe = load_components(folder, torch.float32, pickle, cameras)
+    for lora in loras:
+        add_lora(pipe, lora)
     return pipe
 
 

@@ -64,7 +64,7 @@ def write_lora(source: Path, weight_name: str, folder: Path, cameras: str | None
     folder.mkdir()
     layers = {key: value.half().contiguous() for key, value in layers.items()}
     safetensors.torch.save_file(layers, folder / LORA_FILE)
-    write_record(source, folder, ("num_inference_steps", "guidance_scale", "scheduler", "pictures"), cameras)
+    write_record(source, folder, ("num_inference_steps", "guidance_scale", "scheduler", "pictures", "unet"), cameras)
 
 
 def publish(

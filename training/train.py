@@ -35,7 +35,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from pipeline import AZIMUTH_STEP, CAMERAS, Zero123PlusPipeline, split_views
-from zero123plus.loading import checkpoints_of, load_controlnet, set_cameras
+from zero123plus.loading import checkpoints_of, fingerprint, load_controlnet, set_cameras
 from zero123plus.options import Help, command, count, number, positive, share, whole
 
 from .checkpoints import Run, gathered, load_start, write_weights
@@ -440,6 +440,7 @@ def train(o: Options):
     record = {"checkpoint": absolute(o.checkpoint), "train": o.train, "lora_rank": o.lora_rank, "condition": condition}
     record |= {"optimizer": o.optimizer, "cameras": dataset.preset or o.cameras, "seed": o.seed, **student}
     record |= {"pictures": o.pictures} if o.pictures > 1 else {}
+    record |= {"unet": fingerprint(pipe.unet)} if o.lora_rank else {}
     # With FSDP the parameters are shared out already, and Muon must not share them out once more
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if o.optimizer == "muon" and not sharded:  # each process has the state of its share of the matrices

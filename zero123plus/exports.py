@@ -41,6 +41,15 @@ def initial_points(views, poses: np.ndarray, intrinsics: np.ndarray) -> tuple[np
     return points, np.full((NUM_POINTS, 3), GREY, np.uint8)
 
 
+def on_black(view: PIL.Image.Image) -> PIL.Image.Image:
+    """An RGBA view premultiplied by its alpha: programs that read its colours alone see the object on black, and not
+    the background that transparency hides.
+    """
+    pixels = np.asarray(view)
+    colours = np.round(pixels[..., :3] * (pixels[..., 3:] / 255)).astype(np.uint8)
+    return PIL.Image.fromarray(np.dstack([colours, pixels[..., 3]]))
+
+
 def write_ply(path: Path, points: np.ndarray, colours: np.ndarray):
     """Writes points of shape (N, 3) and their colours, uint8 of shape (N, 3), as an ASCII .ply file."""
     header = ["ply", "format ascii 1.0", f"element vertex {len(points)}"]
@@ -67,7 +76,7 @@ def write_nerfstudio(folder: Path, views: list[PIL.Image.Image], poses: np.ndarr
     }
     (folder / "images").mkdir(parents=True)
     for name, view in zip(names, views):
-        view.save(folder / name)
+        on_black(view).save(folder / name)
     write_ply(folder / "points.ply", *initial_points(views, poses, intrinsics))
     (folder / "transforms.json").write_text(json.dumps(transforms, indent=2) + "\n")
 
@@ -79,7 +88,7 @@ def write_colmap(folder: Path, views: list[PIL.Image.Image], poses: np.ndarray, 
     (folder / "sparse" / "0").mkdir(parents=True)
     lines = ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then its 2D points"]
     for i, (view, pose) in enumerate(zip(views, poses)):
-        view.save(folder / "images" / f"view_{i}.png")
+        on_black(view).save(folder / "images" / f"view_{i}.png")
         rotation = np.diag([1, -1, -1]) @ pose[:3, :3].T
         numbers = [*np.roll(Rotation.from_matrix(rotation).as_quat(canonical=True), 1), *(-rotation @ pose[:3, 3])]
         lines += [f"{i + 1} {' '.join(f'{number:.12g}' for number in numbers)} 1 view_{i}.png", NO_POINT]

@@ -1,5 +1,7 @@
 """Views of many pictures: in batches, here or on a Ray cluster. A picture that fails does not stop the others."""
 
+import hashlib
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from tqdm import tqdm
 from pipeline import load_pictures
 
 from . import results
-from .loading import ROOT, Checkpoint
+from .loading import ROOT, Checkpoint, find_lora
 from .options import NUM_FACES, one_line
 from .pictures import prepare, read_picture
 from .upscale import Upscaler, join_views
@@ -55,10 +57,11 @@ class Settings:
 def made_with(settings: Settings) -> dict:
     """The settings that `cameras.json` records. Arguments that the call leaves out have the checkpoint's values."""
     checkpoint, call = settings.checkpoint, settings.call
-    defaults = checkpoint.defaults()
+    defaults, (folder, loras) = checkpoint.defaults(), checkpoint.find()
     return {
         "checkpoint": checkpoint.name and str(checkpoint.name),
         "lora": checkpoint.lora and str(checkpoint.lora),
+        "folders": [str(path) for path in (folder, *(find_lora(lora)[0] for lora in loras))],
         "lora_scale": checkpoint.lora_scale,
         "seed": settings.seed,
         **{name: defaults[name] if call.get(name) is None else call[name] for name in defaults},
@@ -66,6 +69,24 @@ def made_with(settings: Settings) -> dict:
         "foreground_ratio": settings.foreground_ratio,
         "upscale": settings.upscale,
     }
+
+
+def read_bytes(url: str) -> bytes:
+    """Reads the file of a picture.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    try:
+        with fsspec.open(url) as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError(f"{url} cannot be read: {one_line(error)}") from error
+
+
+def digest(data: bytes) -> str:
+    """The SHA-256 of a picture's file, by which `--resume` sees that it has changed."""
+    return hashlib.sha256(data).hexdigest()
 
 
 class Generator:
@@ -90,13 +111,13 @@ class Generator:
         errors, batch = {}, []
         for url, name in jobs:
             try:
-                batch.append((name, self.read(url)))
+                batch.append((name, *self.read(url)))
             except (ImportError, OSError, ValueError) as error:
                 errors[name] = one_line(error)
         errors |= self.try_batch(batch, progress)
         return [{"picture": url, "name": name, "error": errors.get(name)} for url, name in jobs]
 
-    def try_batch(self, batch: list[tuple[str, PIL.Image.Image]], progress: bool) -> dict[str, str]:
+    def try_batch(self, batch: list[tuple[str, PIL.Image.Image, str]], progress: bool) -> dict[str, str]:
         """Makes the views of named pictures; one at a time where all at once fail or do not fit the memory. Returns
         the error of each that failed.
         """
@@ -114,39 +135,35 @@ class Generator:
             errors |= self.try_batch([item], progress)
         return errors
 
-    def read(self, url: str) -> PIL.Image.Image:
-        """Opens and prepares a picture.
+    def read(self, url: str) -> tuple[PIL.Image.Image, str]:
+        """Opens and prepares a picture, and returns it with its file's [`digest`].
 
         Raises:
             ImportError, OSError, ValueError: if it cannot be read or prepared.
         """
-        try:
-            with fsspec.open(url) as file:
-                picture = read_picture(file, url)
-        except OSError as error:
-            raise ValueError(f"{url} cannot be read: {one_line(error)}") from error
+        data = read_bytes(url)
+        picture = read_picture(io.BytesIO(data), url)
         try:
             picture = prepare(picture, self.settings.background, self.settings.foreground_ratio)
         except ValueError as error:
             raise ValueError(f"{url}: {error}") from error
-        return load_pictures(picture, url)[0]
+        return load_pictures(picture, url)[0], digest(data)
 
-    def generate(self, batch: list[tuple[str, PIL.Image.Image]], progress: bool) -> dict[str, str]:
+    def generate(self, batch: list[tuple[str, PIL.Image.Image, str]], progress: bool) -> dict[str, str]:
         """Makes the views of named pictures and writes them. Returns the error of each that could not be written."""
-        settings, pictures = self.settings, [picture for _, picture in batch]
+        settings, pictures = self.settings, [picture for _, picture, _ in batch]
         self.pipe.set_progress_bar_config(desc=batch[0][0], disable=not progress)
         seeds = [torch.Generator().manual_seed(settings.seed) for _ in batch]
         made = self.pipe(pictures, **settings.call, generator=seeds)
         errors = {}
-        for (name, _), tile, views in zip(batch, made.images, made.views):
+        for (name, _, sha256), tile, views in zip(batch, made.images, made.views):
             try:
                 if self.upscaler:
                     views = [self.upscaler(view) for view in tqdm(views, name, unit="view", disable=not progress)]
                     tile = join_views(views)
                 options = {"exports": settings.exports, "name": name, "faces": settings.faces}
-                write = partial(
-                    results.write_result, pipe=self.pipe, tile=tile, views=views, **options, **self.made_with
-                )
+                options |= self.made_with | {"picture_sha256": sha256}
+                write = partial(results.write_result, pipe=self.pipe, tile=tile, views=views, **options)
                 results.put_result(write, settings.output, name, settings.overwrite, settings.resume)
             except (MemoryError, OSError, ValueError) as error:
                 errors[name] = f"{name}: {one_line(error)}"

@@ -2,19 +2,23 @@
 
 import contextlib
 import importlib.util
+import itertools
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import diffusers
-import safetensors
+import numpy as np
+import safetensors.torch
 import torch
 from diffusers import ControlNetModel
 from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError, filter_repo_objects
 
-from pipeline import SCHEDULERS, Zero123PlusPipeline, check_cameras, preset_of
+from pipeline import Zero123PlusPipeline, preset_of
+
+logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent  # of this repository, which is the checkpoint that ships with it
 STUDENT = ROOT / "student"  # its LoRA for few steps, where there is one
@@ -26,6 +30,11 @@ OTHERS = ("*non_ema*", "*onnx*", "*openvino*", "*flax*")  # not downloaded
 VARIANTS = ("fp16", "bf16")  # whose weights are taken where a component has no others
 TEXT_LORA_PREFIXES = ("text_encoder.", "lora_te")
 LORA_PREFIXES = ("unet.", "lora_unet_", *TEXT_LORA_PREFIXES)
+LORA_UP = re.compile(r"lora(_B|_up|\.up|_linear_layer\.up)\b")  # the second matrix of a layer
+# What else files of these names hold, by what their keys have
+OTHER_KINDS = {r"\.hada_": "LoHa", r"\.lokr_": "LoKr", r"\.oft_|\.boft_": "OFT", r"\.on_input$": "IA3"}
+OTHER_KINDS |= {r"\.(diff|diff_b)$": "set of whole differences", r"\.[ab][12]\.weight$": "GLoRA"}
+OTHER_KINDS |= {r"\.lora_mid\.": "LoCon with Tucker decomposition"}
 LORA_DOWN = re.compile(r"lora(_A|_down|\.down|_linear_layer\.down)\b")  # the first matrix of a layer
 
 
@@ -68,31 +77,36 @@ def checkpoints_of(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[11:]))
 
 
-def resolve_checkpoint(name: str | Path, pickle: bool = False) -> Path:
+def resolve_checkpoint(name: str | Path, pickle: bool = False, revision: str | None = None) -> Path:
     """The local folder of a checkpoint.
 
     Args:
         name: a folder, a training run's folder (of which the newest checkpoint is taken), or a Hub name, whose weights
             and configurations are downloaded.
         pickle: whether to download .bin files too.
+        revision: branch, tag or commit of a Hub name.
 
     Raises:
-        ValueError: if there is no such folder, and it cannot be downloaded.
+        ValueError: if there is no such folder, and it cannot be downloaded, or there is one, but a revision is asked
+            for.
     """
     folder = Path(name).expanduser()
+    if folder.is_dir() and revision is not None:
+        raise ValueError(f"`--revision` is {revision}, but {name} is a folder here, which has none: leave it out.")
     if folder.is_dir():
         return (checkpoints_of(folder) or [folder])[-1]
     if folder.exists():
         raise ValueError(f"{name} is a file, but a checkpoint is a folder or a Hub name.")
+    chosen = {"revision": revision} if revision else {}
     wanted = {"allow_patterns": [*WEIGHTS, "*.bin"] if pickle else list(WEIGHTS), "ignore_patterns": list(OTHERS)}
     try:
         try:
-            files = list(filter_repo_objects(list_repo_files(str(name)), **wanted))
+            files = list(filter_repo_objects(list_repo_files(str(name), **chosen), **wanted))
         except Exception:  # of the network: the cache is taken as it is, or the download says what is wrong
             files = []
         keep = find_variant(map(PurePosixPath, files))
         wanted["ignore_patterns"] += [f"*.{variant}[.-]*" for variant in VARIANTS if variant != keep]
-        return Path(snapshot_download(str(name), **wanted))
+        return Path(snapshot_download(str(name), **chosen, **wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ValueError(
             f"{name} is no folder here, and cannot be had from the Hub ({' '.join(str(error).split())[:200]}): check"
@@ -177,9 +191,11 @@ def naming(name: str | Path):
     """Turns whatever a checkpoint makes diffusers and transformers raise into a ValueError that names it."""
     try:
         yield
-    except (ValueError, MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if isinstance(error, ValueError) and len(str(error)) < 1000:
+            raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{name} cannot be loaded: {reason}") from error
 
@@ -222,6 +238,7 @@ class Checkpoint:
         lora: folder, run or Hub name of a LoRA.
         lora_scale: its strength.
         pickle: whether weights may be stored with pickle.
+        revision: branch, tag or commit of a Hub name.
     """
 
     name: str | Path | None = None
@@ -231,32 +248,45 @@ class Checkpoint:
     lora: str | Path | None = None
     lora_scale: float = 1.0
     pickle: bool = False
+    revision: str | None = None
 
     def describe(self) -> str:
         """Device and dtype in words."""
         device = choose_device(self.device)
         return f"on {device}, {str(choose_dtype(device, self.dtype)).removeprefix('torch.')}"
 
-    def find(self) -> tuple[Path, str | Path | None]:
-        """The folder of the pipeline, and the LoRA on it, if any.
+    def find(self) -> tuple[Path, list[str | Path]]:
+        """The folder of the pipeline, and the LoRAs that are merged into it, in order: those that a run, or the LoRA,
+        was trained on come first.
 
         Raises:
             ValueError: as [`resolve_checkpoint`], or if a LoRA does not say what it was trained from.
         """
-        folder, lora = resolve_checkpoint(ROOT if self.name is None else self.name, self.pickle), self.lora
-        if (folder / LORA_FILE).is_file() and lora is None:
-            base, lora = run_record(folder).get("checkpoint"), folder
-            if base is None:
+        folder, loras = resolve_checkpoint(ROOT if self.name is None else self.name, self.pickle, self.revision), []
+        while (folder / LORA_FILE).is_file() and not (folder / "model_index.json").is_file():
+            base = run_record(folder).get("checkpoint")
+            if base is None or folder in loras:
                 raise ValueError(f"{folder} holds a LoRA alone: give it as `--lora`, and its base as `--checkpoint`.")
+            loras.insert(0, folder)
             folder = resolve_checkpoint(base, self.pickle)
-        return folder, lora
+        if self.lora is not None:
+            before, first = [self.lora], find_lora(self.lora)[0]
+            while (first := Path(run_record(first).get("checkpoint") or "", "")) and first.is_dir():
+                first = resolve_checkpoint(first)
+                if not (first / LORA_FILE).is_file() or first in [*loras, *before]:
+                    break
+                before.insert(0, first)
+            loras += before
+        return folder, loras
 
     def defaults(self) -> dict:
         """`num_inference_steps` and `guidance_scale` of a call that names none. A LoRA may have its own."""
-        folder, lora = self.find()
-        config, record = read_json(folder / "model_index.json"), run_record(find_lora(lora)[0]) if lora else {}
-        defaults = {"num_inference_steps": 28, "guidance_scale": 4.0}
-        return {name: record.get(name, config.get(f"default_{name}", value)) for name, value in defaults.items()}
+        folder, loras = self.find()
+        found, config = {"num_inference_steps": 28, "guidance_scale": 4.0}, read_json(folder / "model_index.json")
+        found |= {name: config[f"default_{name}"] for name in found if f"default_{name}" in config}
+        for lora in loras:
+            found |= {name: value for name, value in run_record(find_lora(lora)[0]).items() if name in found}
+        return found
 
     def load(self) -> Zero123PlusPipeline:
         """Loads it with the "trailing" time steps that Zero123++ is used with.
@@ -264,11 +294,11 @@ class Checkpoint:
         Raises:
             ValueError: if it cannot be loaded, or `cameras` contradict it.
         """
-        device, (folder, lora) = choose_device(self.device), self.find()
+        device, (folder, loras) = choose_device(self.device), self.find()
         pipe = load_components(folder, choose_dtype(device, self.dtype), self.pickle, self.cameras)
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="trailing")
-        if lora is not None:
-            add_lora(pipe, lora, self.lora_scale)
+        for lora in loras:
+            add_lora(pipe, lora, self.lora_scale if lora is loras[-1] else 1.0)
         return pipe.to(device)
 
 
@@ -284,13 +314,7 @@ def set_cameras(pipe: Zero123PlusPipeline, preset: str, source: str):
     Raises:
         ValueError: if there is no such preset, or the checkpoint says that it has others.
     """
-    check_cameras(preset, source)
-    if pipe.camera_preset not in (None, preset):
-        raise ValueError(
-            f"{source} has the cameras of {preset}, but the checkpoint says that it has those of {pipe.camera_preset}:"
-            " use both with the same."
-        )
-    pipe.register_to_config(cameras=preset)
+    pipe.take_settings(pipe.lora_settings({"cameras": preset}, source))
 
 
 def find_lora(name: str | Path) -> tuple[Path, str]:
@@ -309,63 +333,104 @@ def find_lora(name: str | Path) -> tuple[Path, str]:
     return folder, weight_name
 
 
+def fingerprint(unet: torch.nn.Module) -> list[float]:
+    """The mean magnitudes of some of a UNet's matrices, by which it is known in every precision."""
+    matrices = [value for name, value in unet.named_parameters() if value.ndim > 1 and "lora_" not in name]
+    return [float(f"{matrix.detach().float().abs().mean():.6g}") for matrix in matrices[:: len(matrices) // 16 or 1]]
+
+
+def check_base(pipe: Zero123PlusPipeline, record: dict, name: str | Path):
+    """Checks a LoRA's record against the UNet, as it was loaded or as other LoRAs made it: a student that has another
+    teacher is refused, and of other LoRAs a warning says so.
+    """
+    bases = [*getattr(pipe.unet, "bases", ()), fingerprint(pipe.unet)]
+    pipe.unet.bases = bases
+    trained_on = record.get("unet")
+    if not trained_on or any(len(b) == len(trained_on) and np.allclose(b, trained_on, rtol=2e-4) for b in bases):
+        return
+    message = f"`--lora` {name} was trained on other weights than this checkpoint's"
+    message += f": on {record['checkpoint']}" if "checkpoint" in record else ""
+    if "num_inference_steps" in record:
+        raise ValueError(f"{message}. A student works on its teacher alone: give that as `--checkpoint`.")
+    logger.warning("%s. Its effect may be another.", message)
+
+
+def read_lora(path: Path, name: str | Path) -> tuple[dict[str, torch.Tensor], bool]:
+    """Reads the weights of a LoRA, into which what it says of alpha is multiplied where diffusers would drop it, and
+    whether there was such.
+
+    Raises:
+        ValueError: if they are of another kind, or an alpha has no layer.
+    """
+    layers = safetensors.torch.load_file(path)
+    for key, (pattern, kind) in itertools.product(layers, OTHER_KINDS.items()):
+        if re.search(pattern, key):
+            raise ValueError(
+                f"`--lora` {name} is a {kind}, but only LoRA is loaded: merge it into a checkpoint first."
+            )
+    alphas = [key for key in layers if key.endswith(".alpha") and not key.startswith("lora_")]  # kohya's are read
+    for key in alphas:
+        layer, alpha = key.removesuffix("alpha"), layers.pop(key)
+        ups = [other for other in layers if other.startswith(layer) and LORA_UP.search(other)]
+        if not ups:
+            raise ValueError(f"`--lora` {name} has {key}, but no layer for it: it is damaged.")
+        for up in ups:
+            layers[up] = layers[up] * (alpha.item() / layers[up].shape[1])
+    return layers, bool(alphas)
+
+
 def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
-    """Merges a LoRA into a pipeline's weights, so that it takes no time in any step. A student's brings its steps,
-    guidance scale and scheduler.
+    """Merges a LoRA into a pipeline's weights, so that it takes no time in any step. What its `run.json` says of its
+    use, such as a student's steps, guidance scale and scheduler, is taken too.
 
     Args:
-        pipe: changed in place.
+        pipe: changed in place, or, after an error, left as it was.
         name: folder, run or Hub name of a LoRA, or its file.
         scale: its strength.
 
     Raises:
         ValueError: if there is none, it was trained for other cameras than the pipeline's or brings a scheduler that
-            is not in `pipeline.SCHEDULERS`, diffusers does not load all of its layers, or the package peft is missing.
+            is not in `pipeline.SCHEDULERS`, it is a student of other weights, diffusers does not load all of its
+            layers, or the package peft is missing.
     """
     if not importlib.util.find_spec("peft"):
         raise ValueError("`--lora` needs the package peft: `pip install -r requirements.txt`.")
     folder, weight_name = find_lora(name)
     record = run_record(folder)
-    if record.get("cameras"):
-        set_cameras(pipe, record["cameras"], f"`--lora` {name}")
-    for setting in {"num_inference_steps", "guidance_scale"} & set(record):
-        pipe.register_to_config(**{f"default_{setting}": record[setting]})
-    if "pictures" in record:
-        pipe.register_to_config(pictures=record["pictures"])
-    if "scheduler" in record:
-        if record["scheduler"] not in sorted(SCHEDULERS):  # not hashed: it may be of any type
-            raise ValueError(
-                f"{folder / RUN_FILE} has the scheduler {record['scheduler']!r}, but must have one of"
-                f" {sorted(SCHEDULERS)}."
-            )
-        scheduler = getattr(diffusers, record["scheduler"])
-        pipe.scheduler = scheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    settings = pipe.lora_settings(record, f"`--lora` {name}")
+    check_base(pipe, record, name)
     with naming(name):
-        with safetensors.safe_open(folder / weight_name, "np") as file:
-            keys = list(file.keys())
+        weights, has_alphas = read_lora(folder / weight_name, name)
+        keys = list(weights)
         modules = {module for module, _ in pipe.unet.named_modules()}
         before = sum(".lora_A." in module for module in modules)
-        options = {"weight_name": weight_name, "use_safetensors": True}
+        # A file's header may say alphas too, which a dictionary of weights would lose
+        given = (weights, {}) if has_alphas else (str(folder), {"weight_name": weight_name, "use_safetensors": True})
         ours = {key.partition(".lora_")[0].removeprefix("unet.") for key in keys}
-        if ours and ours <= modules:  # not `pipe.load_lora_weights`, which would warn of a text encoder without layers
-            prefix = "unet" if keys[0].startswith("unet.") else None
-            pipe.unet.load_lora_adapter(str(folder), prefix=prefix, **options)
-        elif any(key.startswith(LORA_PREFIXES) for key in keys):
-            pipe.load_lora_weights(str(folder), **options)
-        else:
-            raise ValueError(
-                f"`--lora` {name} has weights such as {next(iter(keys), 'none')!r}, but those of a LoRA begin with"
-                f" {', '.join(LORA_PREFIXES)} or the name of a module of the UNet."
-            )
-        layers = len([key for key in keys if LORA_DOWN.search(key) and not key.startswith(TEXT_LORA_PREFIXES)])
-        loaded = sum(".lora_A." in module for module, _ in pipe.unet.named_modules()) - before
-        if loaded != layers:
-            raise ValueError(
-                f"`--lora` {name} has {layers} layers of the UNet, but diffusers loads {loaded}: their names"
-                " are of more than one kind, or of another UNet."
-            )
+        try:
+            if ours and ours <= modules:  # `pipe.load_lora_weights` would warn of a text encoder without layers
+                prefix = "unet" if keys[0].startswith("unet.") else None
+                pipe.unet.load_lora_adapter(given[0], prefix=prefix, **given[1])
+            elif any(key.startswith(LORA_PREFIXES) for key in keys):
+                pipe.load_lora_weights(given[0], **given[1])
+            else:
+                raise ValueError(
+                    f"`--lora` {name} has weights such as {next(iter(keys), 'none')!r}, but those of a LoRA begin with"
+                    f" {', '.join(LORA_PREFIXES)} or the name of a module of the UNet."
+                )
+            layers = len([key for key in keys if LORA_DOWN.search(key) and not key.startswith(TEXT_LORA_PREFIXES)])
+            loaded = sum(".lora_A." in module for module, _ in pipe.unet.named_modules()) - before
+            if loaded != layers:
+                raise ValueError(
+                    f"`--lora` {name} has {layers} layers of the UNet, but diffusers loads {loaded}: their names"
+                    " are of more than one kind, or of another UNet."
+                )
+        except Exception:
+            pipe.unload_lora_weights()
+            raise
         pipe.fuse_lora(lora_scale=scale)
         pipe.unload_lora_weights()
+    pipe.take_settings(settings)
 
 
 def load_controlnet(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0) -> ControlNetModel:

@@ -111,6 +111,7 @@ def add_checkpoint_options(add):
     """Adds the options of a [`loading.Checkpoint`] to a command; `add` is `parser.add_argument`."""
     add("--checkpoint", help="folder, training run or Hub name; the one in this repository if missing")
     add_cameras_option(add)
+    add("--revision", help="branch, tag or commit of a checkpoint on the Hub")
     add("--lora", help="folder, training run or Hub name of a LoRA for the UNet")
     add("--lora-scale", type=scale, default=1.0, help="strength of the LoRA")
     add("--pickle", action="store_true", help="also read weights stored with pickle, which can run code")

@@ -190,7 +190,7 @@ def is_cut_out(rgba: PIL.Image.Image) -> bool:
 
 def erode(alpha: np.ndarray) -> np.ndarray:
     """Takes the outermost pixel of what is thicker than 4, which is mixed with the background and would be a bright or
-    dark line around the object. What is thinner would vanish, and keeps its alpha, of shape (H, W); but specks, such as
+    dark line around the object. What is thinner would vanish, and keeps its alpha, of shape (H, W). Specks, such as
     JPEG leaves beside edges, vanish.
     """
     labels, count = ndimage.label(alpha, np.ones((3, 3)))
@@ -309,6 +309,8 @@ def prepare(
     if background not in BACKGROUNDS:
         raise ValueError(f"`background` is {background!r}, but must be of {', '.join(BACKGROUNDS)}.")
     rgba = picture.convert("RGBA")
+    if rgba.getchannel("A").getextrema()[1] < 128:
+        raise ValueError("The picture is transparent everywhere: there is no object in it.")
     colour, alike = border_of(np.asarray(rgba)[..., :3])
     ready = is_cut_out(rgba) or (alike >= 0.5 and is_grey(colour))
     if background == "keep" or (ready and ratio is None and background == "auto"):

@@ -139,7 +139,7 @@ def complete(output: str, name: str, exports, faces: int, made_with: dict) -> st
         name: of the result's folder in it.
         exports: keys of `exports.EXPORTS`.
         faces: of a mesh, about.
-        made_with: entries of `cameras.json` that a result of this run would have.
+        made_with: entries of `cameras.json` that a result of this run would have. What it does not say is passed over.
 
     Returns:
         What it was made with otherwise, in words; empty if with the same.
@@ -165,7 +165,8 @@ def complete(output: str, name: str, exports, faces: int, made_with: dict) -> st
                     fs.put(str(form), f"{path}/{form.name}", recursive=True)
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}): move it, or --overwrite it.") from error
-    other = [f"{key} {cameras.get(key)}, not {value}" for key, value in made_with.items() if cameras.get(key) != value]
+    both = [(key, cameras[key], value) for key, value in made_with.items() if key in cameras]
+    other = [f"{key} {before}, not {value}" for key, before, value in both if before != value]
     return ", ".join(other)
 
 
