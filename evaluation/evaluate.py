@@ -56,10 +56,14 @@ def controlled(condition: str) -> str:
     return f"with the true {condition}"
 
 
-def read_on_grey(path: Path) -> np.ndarray:
-    """A picture on grey, float32 of shape (H, W, 3) in [0, 1]."""
+def read_on_grey(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A picture on grey, float32 of shape (H, W, 3) in [0, 1]; brought to a height and width by area if they are
+    given.
+    """
     with Image.open(path) as picture:
-        return np.asarray(load_pictures(picture, str(path))[0], np.float32) / 255
+        picture = load_pictures(picture, str(path))[0]
+    picture = picture.resize(size[::-1], Image.Resampling.BOX) if size else picture
+    return np.asarray(picture, np.float32) / 255
 
 
 def score(tile: np.ndarray, truth: np.ndarray, mask: np.ndarray, cameras: Cameras) -> dict:
@@ -190,15 +194,19 @@ def one_step(pipe, folders: list[Path], batch_size: int, condition: str | None =
     """The one-step prediction of objects ([`training.loss.Zero123PlusLoss.validate`]), `batch_size` at a time, as
     columns of the table: PSNR in dB, and the v-loss.
     """
+    pictures = {
+        name: load_pictures([Image.open(path / f"{file}.webp") for path in folders], name)
+        for name, file in {"image": "input", "tile": "views", "control": condition}.items()
+        if file
+    }
+    sizes = {name: min(picture.size for picture in some) for name, some in pictures.items()}
     samples = [
         {
-            "image": channels_first(np.asarray(load_pictures(Image.open(path / "input.webp"), "input")[0])),
-            "tile": channels_first(np.asarray(load_pictures(Image.open(path / "views.webp"), "views")[0])),
+            name: channels_first(np.asarray(some[i].resize(sizes[name], Image.Resampling.BOX)))
+            for name, some in pictures.items()
         }
-        for path in folders
+        for i in range(len(folders))
     ]
-    for sample, tile in zip(samples, control_tiles(folders, condition) or []):
-        sample["control"] = channels_first(np.array(tile))
     loss = Zero123PlusLoss(pipe, pipe.device)
     measured = loss.validate(Denoiser.of(pipe).to(pipe.device), collate(samples), batch_size)
     with_, without = measured["psnr_t999_with"], measured["psnr_t999_without"]
@@ -360,8 +368,9 @@ def score_systems(
 
     def score_job(job: tuple[str, int]) -> dict:
         name, i = job
-        truth = read_on_grey(objects[i] / "views.webp")
-        mask = np.asarray(Image.open(objects[i] / "views.webp"))[..., 3] > 127
+        truth = systems["true views"][0, i]
+        mask = Image.open(objects[i] / "views.webp").getchannel("A").resize(truth.shape[1::-1], Image.Resampling.BOX)
+        mask = np.asarray(mask) > 127
         return mean_and_error([score(tile[i], truth, mask, cameras) for tile in systems[name]])[0]
 
     # The first alone, because it loads and computes what the others share
@@ -429,20 +438,22 @@ def evaluate(o: argparse.Namespace) -> dict:
         pipe.set_progress_bar_config(disable=True)
 
     # 1. Tiles
-    truths = np.stack([read_on_grey(path / "views.webp") for path in everything])
-    size = truths.shape[1:3]
+    # The size of the smallest, which the others are brought to
+    size = min(read_on_grey(path / "views.webp").shape[:2] for path in everything)
+    square = size[0] // ROWS, size[1] // COLUMNS
+    truths = np.stack([read_on_grey(path / "views.webp", size) for path in everything])
     if o.predictions:
         tiles, steps, mattes = {"predictions": read_predictions(o.predictions, everything, size)}, {}, {}
     else:
         controlnets = {condition: o.controlnet} if condition else {}
         tiles, steps, mattes = measure_checkpoint(pipe, groups, size, sampling, controlnets, o.normals, o.student)
-    inputs = np.stack([read_on_grey(path / "input.webp") for path in everything])
-    systems = tiles | {
-        COPY: np.tile(inputs, (1, ROWS, COLUMNS, 1))[None],
-        BASELINES[1]: np.stack([read_on_grey(path / "nearest.webp") for path in everything])[None],
-        BASELINES[2]: np.stack([read_on_grey(path.parent / "mean.webp") for path in everything])[None],
-        "true views": truths[None],
-    }
+    inputs = np.stack([read_on_grey(path / "input.webp", square) for path in everything])
+    systems = tiles | {COPY: np.tile(inputs, (1, ROWS, COLUMNS, 1))[None]}
+    baselines = [path / "nearest.webp" for path in everything], [path.parent / "mean.webp" for path in everything]
+    for name, paths in zip(BASELINES[1:], baselines):
+        if all(path.is_file() for path in paths):  # of objects that were compared with training data
+            systems[name] = np.stack([read_on_grey(path, size) for path in paths])[None]
+    systems["true views"] = truths[None]
 
     # 2. Scores
     rows = score_systems(systems, everything, cameras)

@@ -6,6 +6,7 @@
 For each object `OUTPUT/NAME/` gets `input.webp`, `views.webp` (the true tile), both RGBA, `depth.webp` and
 `normals.webp` as a ControlNet sees them, and `nearest.webp` (the tile of the training sample whose input looks most
 alike). `OUTPUT/mean.webp` is the mean training tile, `heldout.json` says the cameras, and `CREDITS` who made what.
+Without `--train-data` there are neither nearest nor mean tiles. Objects that it has too, or variants of, are refused.
 """
 
 import json
@@ -52,12 +53,40 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     return np.asarray(small, np.float32).ravel()
 
 
+def tile_of(views: np.ndarray, size: int) -> np.ndarray:
+    """Six RGBA views, shape (6, S, S, 4), as a tile on grey whose views have an edge of `size` pixels, uint8 RGB."""
+    tile = Image.fromarray(on_grey(to_tile(views)))
+    return np.asarray(tile.resize((2 * size, 3 * size), Image.Resampling.BOX))
+
+
+def origin_of(entry: dict) -> str:
+    """The object that an entry of a shard is, or is a variant of."""
+    record = json.loads(read_member(entry, "json"))
+    return record.get("of", record["object"])
+
+
+def check_train_data(folder: Path, heldout: TileDataset) -> TileDataset:
+    """The samples of training data.
+
+    Raises:
+        ValueError: if they have other cameras than those that are held out, or the same objects.
+    """
+    train = TileDataset(folder)
+    if train.preset != heldout.preset:
+        raise ValueError(f"{folder} has the cameras of {train.preset}, but those held out have {heldout.preset}.")
+    both = sorted({origin_of(entry) for entry in train.entries} & {origin_of(entry) for entry in heldout.entries})
+    if both:
+        shown = ", ".join(both[:5]) + (", ..." if len(both) > 5 else "")
+        raise ValueError(f"`--train-data` {folder} has {len(both)} objects that are to be held out: {shown}.")
+    return train
+
+
 @command
 def main(argv: list[str] | None = None):
     """The command line."""
     parser = Parser("Make the held-out list from renders.")
     parser.add_argument("--renders", type=Path, required=True, help="shards of the held-out objects")
-    parser.add_argument("--train-data", type=Path, required=True, help="shards that the checkpoint is trained on")
+    parser.add_argument("--train-data", type=Path, help="shards that the checkpoint is trained on, to compare with")
     parser.add_argument(
         "--output", type=Path, required=True, help="new folder, or one of held-out objects, which is replaced"
     )
@@ -65,26 +94,24 @@ def main(argv: list[str] | None = None):
     listing = options.output / "heldout.json"
     if options.output.exists() and any(options.output.iterdir()) and not listing.is_file():
         raise ValueError(f"`--output` {options.output} holds no held-out objects, but something else: choose another.")
-    train, heldout = TileDataset(options.train_data), TileDataset(options.renders)
-    if train.preset != heldout.preset:
-        raise ValueError(
-            f"{options.train_data} has the cameras of {train.preset}, but {options.renders} those of {heldout.preset}."
-        )
-    thumbnails, total, count = [], 0.0, 0
-    for entry in train.entries:
+    heldout = TileDataset(options.renders)
+    train = check_train_data(options.train_data, heldout) if options.train_data else None
+    thumbnails, total, count, size = [], 0.0, 0, read_object(heldout.entries[0])["targets"].shape[2]
+    for entry in train.entries if train else ():
         item = read_object(entry)
         for k in range(INPUTS):
             for mirror in (False, True):
                 image, views = select_views(item, k, mirror)
                 thumbnails.append(thumbnail(image))
                 if len(thumbnails) % 5 == 1:
-                    total, count = total + on_grey(to_tile(views)).astype(np.float64), count + 1
-    thumbnails = np.stack(thumbnails)
-    lengths = np.square(thumbnails).sum(1)
+                    total, count = total + tile_of(views, size).astype(np.float64), count + 1
     options.output.mkdir(parents=True, exist_ok=True)
     listing.write_text(json.dumps({"cameras": heldout.preset}) + "\n")  # first, so that an interrupted run can go on
-    mean = Image.fromarray(np.round(total / count).astype(np.uint8))
-    mean.save(options.output / "mean.webp", lossless=True)
+    if train:
+        thumbnails = np.stack(thumbnails)
+        lengths = np.square(thumbnails).sum(1)
+        mean = Image.fromarray(np.round(total / count).astype(np.uint8))
+        mean.save(options.output / "mean.webp", lossless=True)
     passes, credits = sum((CONDITIONS[name].passes for name in SHOWN), ()), []
     for entry in index_shards(options.renders, passes):
         item = read_object(entry)
@@ -102,11 +129,13 @@ def main(argv: list[str] | None = None):
         for name in SHOWN:
             shown = to_tile(show_targets(item, CONDITIONS[name].sees, 0, False))
             Image.fromarray(shown).save(folder / f"{name}.webp", lossless=True)
+        if not train:
+            continue
         # |a - b|^2 less |a|^2, which is the same for all
         nearest = int(np.argmin(lengths - 2 * thumbnails @ thumbnail(image)))
         place, variant = divmod(nearest, VARIANTS)
         _, views = select_views(read_object(train.entries[place]), variant // 2, bool(variant % 2))
-        Image.fromarray(on_grey(to_tile(views))).save(folder / "nearest.webp", quality=90)
+        Image.fromarray(tile_of(views, size)).save(folder / "nearest.webp", quality=90)
     if credits:
         write_file(options.output / "CREDITS", "".join(sorted(credits)).encode())
 

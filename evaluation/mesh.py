@@ -92,13 +92,13 @@ def true_mesh(item: dict, azimuth: float) -> tuple[np.ndarray, np.ndarray]:
         blender.load_object(item, folder)
     blender.normalise()
     found, count = ([], []), 0
-    graph = bpy.context.evaluated_depsgraph_get()
-    for thing in bpy.context.scene.objects:
+    for instance in bpy.context.evaluated_depsgraph_get().object_instances:
+        thing = instance.object
         if thing.type != "MESH" or thing.hide_render:
             continue
-        data = thing.evaluated_get(graph).to_mesh()
+        data, matrix = thing.to_mesh(), instance.matrix_world.copy()
         data.calc_loop_triangles()
-        found[0].extend(thing.matrix_world @ vertex.co for vertex in data.vertices)
+        found[0].extend(matrix @ vertex.co for vertex in data.vertices)
         found[1].extend(np.array(triangle.vertices) + count for triangle in data.loop_triangles)
         count = len(found[0])
     c, s = np.cos(np.radians(azimuth)), np.sin(np.radians(azimuth))

@@ -364,3 +364,146 @@ def test_a_pool_that_breaks_is_no_failure_of_an_object():
     render.hide_inner_modules()
     with pytest.raises(ImportError, match="No module named 'argparse'"):
         render.render_shard([{"id": "cube"}], 1, cannot_import)
+
+
+def cannot_be_shown(path, tmp_path, words):
+    with pytest.raises(ValueError, match=words):
+        look(path, tmp_path)
+
+
+def texture_on(cube, image):
+    material = painted("textured", (1, 1, 1))
+    node = material.node_tree.nodes.new("ShaderNodeTexImage")
+    node.image = image
+    material.node_tree.links.new(
+        node.outputs["Color"], material.node_tree.nodes["Principled BSDF"].inputs["Base Color"]
+    )
+    cube.data.materials.append(material)
+
+
+@pytest.mark.parametrize("kind", ("gif", "damaged", "sequence"))
+def test_a_texture_without_pixels_is_named(tmp_path, kind):
+    """In place of which a render would be magenta."""
+    name = {"gif": "t.gif", "damaged": "t.png", "sequence": "t_0001.png"}[kind]
+    if kind == "gif":
+        Image.new("RGB", (4, 4), (200, 30, 30)).save(tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    new_scene()
+    image = bpy.data.images.load(str(tmp_path / name))
+    if kind == "sequence":
+        image.source = "SEQUENCE"
+    texture_on(bpy.context.object, image)
+    cannot_be_shown(save_blend(tmp_path), tmp_path, f"{name} of .* cannot be decoded")
+
+
+def test_an_environment_map_without_pixels_ends_the_command(tmp_path, capsys):
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "sky.exr").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    (tmp_path / "cube.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 2 3\nf 1 2 4\nf 1 3 4\nf 2 3 4\n")
+    with pytest.raises(SystemExit, match="sky.exr cannot be decoded: it is damaged, or a pointer of git LFS"):
+        render.main(
+            ["--objects", str(tmp_path / "cube.obj"), "--hdris", str(tmp_path / "maps")]
+            + ["--output", str(tmp_path / "out")]
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_texture_that_a_ply_names_is_refused(tmp_path):
+    new_scene()
+    bpy.ops.wm.ply_export(filepath=str(tmp_path / "cube.ply"), ascii_format=True)
+    text = (tmp_path / "cube.ply").read_text()
+    (tmp_path / "cube.ply").write_text(text.replace("format ascii 1.0", "format ascii 1.0\ncomment TextureFile t.png"))
+    cannot_be_shown(tmp_path / "cube.ply", tmp_path, "cube.ply names a texture")
+
+
+@pytest.mark.parametrize("kind", ("objects", "meshes", "collections", "materials"))
+def test_what_a_library_lacks_is_named(tmp_path, kind):
+    """Linked things whose library is missing would vanish."""
+    cube = new_scene()
+    cube.data.materials.append(painted("paint", (1, 0, 0)))
+    bpy.data.collections.new("Box").objects.link(cube)
+    bpy.context.scene.collection.children.link(bpy.data.collections["Box"])
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "library.blend"))
+    new_scene()
+    with bpy.data.libraries.load(str(tmp_path / "library.blend"), link=True) as (there, here):
+        setattr(here, kind, list(getattr(there, kind)))
+    (linked, *_) = getattr(here, kind)
+    if kind == "objects":
+        bpy.context.scene.collection.objects.link(linked)
+    elif kind == "meshes":
+        bpy.context.scene.collection.objects.link(bpy.data.objects.new("linked", linked))
+    elif kind == "collections":
+        bpy.context.scene.collection.children.link(linked)
+    else:
+        bpy.context.object.data.materials.append(linked)
+    path = save_blend(tmp_path)
+    look(path, tmp_path)
+    (tmp_path / "library.blend").unlink()
+    cannot_be_shown(path, tmp_path, "of the library .*library.blend is missing")
+
+
+def test_an_obj_without_mtllib_has_the_materials_of_its_name(tmp_path):
+    new_scene().data.materials.append(painted("paint", (1, 0, 0)))
+    bpy.ops.wm.obj_export(filepath=str(tmp_path / "cube.obj"))
+    text = (tmp_path / "cube.obj").read_text()
+    (tmp_path / "cube.obj").write_text("".join(x for x in text.splitlines(True) if not x.startswith("mtllib")))
+    _, colour = look(tmp_path / "cube.obj", tmp_path)
+    assert colour[0] > 100 > 60 > colour[1]
+
+
+@pytest.mark.parametrize("suffix", ("glb", "blend"))
+def test_of_several_colour_layers_that_of_renders_is_shown(tmp_path, suffix):
+    """A .blend file says itself what is shown, and nothing is added."""
+    cube = new_scene()
+    for name, colour in (("mask", (0, 0, 1, 1)), ("paint", (1, 0, 0, 1))):
+        layer = cube.data.color_attributes.new(name, "FLOAT_COLOR", "POINT")
+        layer.data.foreach_set("color", np.tile(colour, len(cube.data.vertices)))
+    cube.data.color_attributes.render_color_index = 1
+    if suffix == "blend":
+        _, colour = look(save_blend(tmp_path), tmp_path)
+        assert np.ptp(colour) < 30
+        return
+    blender.show_vertex_colours()
+    bpy.data.worlds.new("w")
+    blender.prepare_scene(4)
+    blender.normalise()
+    blender.light(blender.hdri_paths()[0], 0.0, 1.0)
+    rgba = blender.render_view(CAMERA, 48, str(tmp_path))["rgba"]
+    red, green, blue, _ = rgba[rgba[..., 3] > 127].mean(0)
+    assert red > 100 > 60 > blue
+
+
+def test_hair_is_measured(tmp_path):
+    """Curves of hair, 3 long, on a cube of edge 1."""
+    new_scene()
+    curves = bpy.data.hair_curves.new("hair")
+    curves.add_curves([2])
+    curves.points[0].position, curves.points[1].position = (0, 0, 0), (0, 0, 3)
+    bpy.context.scene.collection.objects.link(bpy.data.objects.new("hair", curves))
+    path = save_blend(tmp_path)
+    blender.reset_scene(1)
+    blender.load_object({"source": "file", "path": str(path)})
+    assert blender.shown_points()[:, 2].max() == pytest.approx(3)
+
+
+@pytest.mark.parametrize("animated", (False, True))
+def test_a_collection_that_stands_and_is_instanced(tmp_path, animated):
+    """It covers what plain objects at these places cover."""
+
+    def build(instanced):
+        cube = new_scene()
+        trees = bpy.data.collections.new("trees")
+        bpy.context.scene.collection.children.link(trees)
+        bpy.context.scene.collection.objects.unlink(cube)
+        trees.objects.link(cube)
+        other = bpy.data.objects.new("other", None if instanced else cube.data)
+        if instanced:
+            other.instance_type, other.instance_collection = "COLLECTION", trees
+        other.location = (0, 2, 0)
+        bpy.context.scene.collection.objects.link(other)
+        if animated:
+            other.keyframe_insert("location", frame=1)
+        return look(save_blend(tmp_path), tmp_path)[0]
+
+    assert build(instanced=True) == pytest.approx(build(instanced=False), abs=0.005)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,9 +37,9 @@ def test_normalise_moves_parents_and_counts_modifiers():
     bpy.context.scene.frame_set(1)
     blender.normalise()
     bpy.context.scene.frame_set(1)
-    matrix = np.array(cube.matrix_world)
-    assert matrix[0, 0] == pytest.approx(0.5 / np.sqrt(6))
-    assert (matrix @ [1, 0, 0, 1])[:3] == pytest.approx([0, 0, 0], abs=1e-5)
+    points = blender.shown_points()
+    edges = np.array([4, 2, 2]) / np.sqrt(24)  # of the diagonal, which is the sphere's diameter
+    assert points.max(0) == pytest.approx(edges / 2, abs=1e-5) and points.min(0) == pytest.approx(-edges / 2, abs=1e-5)
 
 
 @pytest.mark.parametrize("preset", CAMERAS)
@@ -62,7 +63,7 @@ def test_exported_views_carve_out_the_mesh(preset, tmp_path):
     poses = CAMERAS[preset].poses()
     intrinsics = CAMERAS[preset].intrinsics(helpers.SIZE, helpers.SIZE)
 
-    matrix = np.array(egg.matrix_world)
+    matrix = np.array(bpy.data.objects["fit"].matrix_world @ egg.matrix_world)
     centres = np.array([face.center[:] for face in egg.data.polygons]) @ matrix[:3, :3].T + matrix[:3, 3]
     normals = np.array([face.normal[:] for face in egg.data.polygons])
     for form, read in helpers.READERS.items():
@@ -207,6 +208,46 @@ def test_files_whose_names_differ_in_a_space_or_suffix_have_two_ids(tmp_path):
 def test_another_size_in_the_same_folder_is_refused(rendered, meshes):
     with pytest.raises(SystemExit, match="holds views of 32 pixels, .* but 16, 16 and v1.2 are asked for now"):
         render.main([*arguments(rendered, "--objects", meshes), "--size", "16"])
+
+
+@pytest.mark.parametrize("option", (("--seed", "3"), ("--samples", "2"), ("--up", "z")))
+def test_other_settings_in_the_same_folder_are_refused(rendered, meshes, option):
+    with pytest.raises(SystemExit, match=f"was rendered with `{option[0]}` .*, but {option[1]} is asked for now"):
+        render.main([*arguments(rendered, "--objects", meshes), *option])
+
+
+def test_ids_are_distinct_over_all_that_is_given(tmp_path, capsys):
+    """ShapeNet's files all have one name, in folders that have theirs; what is given twice is one object."""
+    for name in ("1a2b", "3c4d", "5e6f"):
+        (tmp_path / name / "models").mkdir(parents=True)
+        (tmp_path / name / "models" / "model_normalized.obj").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "1a2b")
+    folders = [str(path) for path in sorted(tmp_path.iterdir())]
+    for given in ([str(tmp_path)], folders, [*folders, folders[0]]):
+        render.main(arguments(tmp_path / "out", "--objects", *given, "--dry-run"))
+        assert capsys.readouterr().out.startswith("3 of 3 objects in 1 shards")
+    items = [item for folder in folders for item in render.file_items(Path(folder))]
+    assert len({item["id"] for item in render.distinct(items)}) == 3
+
+
+def test_long_names_are_cut_with_a_hash(tmp_path):
+    for last in "ab":
+        (tmp_path / ("chairs" * 20)).mkdir(exist_ok=True)
+        (tmp_path / ("chairs" * 20) / ("legs" * 30 + f"{last}.glb")).touch()
+    ids = [item["id"] for item in render.file_items(tmp_path)]
+    assert len(set(ids)) == 2 and max(map(len, ids)) <= 100
+
+
+def test_what_is_left_out_is_named_by_id_file_or_path(tmp_path, capsys):
+    for name in ("a.glb", "b.glb", "deep/c.glb", "d.glb"):
+        (tmp_path / "meshes" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "meshes" / name).touch()
+    (tmp_path / "without.txt").write_text("a\nb.glb\ndeep/c.glb\nnothing\n")
+    given = ("--objects", tmp_path / "meshes", "--without", tmp_path / "without.txt", "--dry-run")
+    render.main(arguments(tmp_path / "out", *given))
+    said = capsys.readouterr()
+    assert said.out.startswith("1 of 1 objects")
+    assert "1 entries of `--without` " in said.err and "match no object: nothing" in said.err
 
 
 def test_failed_objects_can_be_tried_again(meshes, tmp_path):

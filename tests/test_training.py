@@ -562,8 +562,17 @@ def test_shards_of_different_sizes_are_refused(shards, tmp_path):
         TileDataset(shards)
 
 
+def others(shards, folder, **more):
+    """Shards of the same views, whose objects have other names."""
+    folder.mkdir()
+    with webdataset.TarWriter(str(folder / "shard-00000.tar")) as writer:
+        for sample in webdataset.WebDataset(str(shards / "shard-00000.tar"), shardshuffle=False):
+            writer.write({**sample, "json": {"object": f"other-{sample['__key__']}", **more}})
+    return folder
+
+
 def test_held_out_objects_go_into_a_folder_of_their_own(shards, tmp_path):
-    arguments = ["--renders", str(shards), "--train-data", str(shards), "--output"]
+    arguments = ["--renders", str(shards), "--train-data", str(others(shards, tmp_path / "train")), "--output"]
     for _ in range(2):  # the second time it replaces the first
         heldout.main([*arguments, str(tmp_path / "objects")])
     names = {path.name for path in (tmp_path / "objects").iterdir()}
@@ -580,10 +589,46 @@ def test_a_held_out_object_stays_in_its_folder(shards, tmp_path):
     with webdataset.TarWriter(str(shards / "shard-00001.tar")) as shard:
         for sample in webdataset.WebDataset(str(shards / "shard-00000.tar"), shardshuffle=False):
             shard.write({**sample, "json": {"object": "../outside"}})
-    arguments = ["--renders", shards, "--train-data", shards, "--output", tmp_path / "objects"]
+    arguments = ["--renders", shards, "--output", tmp_path / "objects"]
     with pytest.raises(SystemExit, match="'../outside', which is no name of a folder"):
         heldout.main([str(part) for part in arguments])
     assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("record", ({"object": "mug-1"}, {"object": "mug-1_v1", "of": "mug-1"}))
+def test_objects_that_are_trained_on_are_not_held_out(shards, tmp_path, record):
+    train_data = others(shards, tmp_path / "train", **record)
+    with pytest.raises(SystemExit, match="has 1 objects that are to be held out: mug-1"):
+        heldout.main(
+            ["--renders", str(shards), "--train-data", str(train_data), "--output", str(tmp_path / "objects")]
+        )
+    assert not (tmp_path / "objects").exists()
+
+
+def test_held_out_objects_without_training_data(shards, tmp_path):
+    """They are scored without the baselines of it."""
+    heldout.main(["--renders", str(shards), "--output", str(tmp_path / "objects")])
+    assert {path.name for path in (tmp_path / "objects").iterdir()} == {"mug-1", "car-2", "heldout.json"}
+    assert {path.stem for path in (tmp_path / "objects" / "mug-1").iterdir()} == {"input", "views", "depth", "normals"}
+
+
+def test_shards_of_all_levels_and_links_are_found_once(shards, tmp_path):
+    """A shard beside folders hides none of theirs."""
+    data = tmp_path / "data"
+    others(shards, data)
+    (data / "deep").mkdir()
+    shards.rename(data / "deep" / "toys")
+    (data / "link").symlink_to(data / "deep" / "toys")
+    (data / "deep" / "round").symlink_to(data)
+    outside = others(data / "deep" / "toys", tmp_path / "elsewhere")
+    (data / "away").symlink_to(outside)
+    dataset = TileDataset(data)
+    assert dataset.describe() == "6 objects of 3 shards"
+
+
+def test_the_trainer_says_what_it_has(arguments, capsys):
+    train.main(arguments("run", 1))
+    assert ": 2 objects of 1 shards" in capsys.readouterr().out
 
 
 def test_published_checkpoint_loads_by_itself_in_half_the_size(pipe, tmp_path):

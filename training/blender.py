@@ -4,6 +4,7 @@ Needs the packages `bpy` and `OpenEXR`.
 """
 
 import io
+import itertools
 import json
 import math
 import os
@@ -88,10 +89,14 @@ class ShownPoints(bpy.types.RenderEngine):
     def render(self, depsgraph):
         found = [np.zeros((0, 3))]
         for instance in depsgraph.object_instances:
-            thing = instance.object
-            if thing.type not in ("MESH", "CURVE", "SURFACE", "FONT", "META"):
-                continue
+            thing, matrix = instance.object, np.array(instance.matrix_world)
             if not (instance.show_self and thing.visible_camera):
+                continue
+            if thing.type in ("CURVES", "POINTCLOUD"):  # hair, and points, which have no faces
+                corners = np.empty((len(thing.data.points), 3), np.float32)
+                thing.data.attributes["position"].data.foreach_get("vector", corners.ravel())
+                found.append(corners @ matrix[:3, :3].T + matrix[:3, 3])
+            if thing.type not in ("MESH", "CURVE", "SURFACE", "FONT", "META"):
                 continue
             mesh = thing.to_mesh()
             places = np.array([not is_invisible(slot.material) for slot in thing.material_slots] or [True])
@@ -103,7 +108,6 @@ class ShownPoints(bpy.types.RenderEngine):
             shown = np.repeat(places[material.clip(0, len(places) - 1)], total)
             vertices = np.empty(3 * len(mesh.vertices))
             mesh.vertices.foreach_get("co", vertices)
-            matrix = np.array(instance.matrix_world)
             corners = vertices.reshape(-1, 3)[np.unique(corners[shown])]
             found.append(corners @ matrix[:3, :3].T + matrix[:3, 3])
             thing.to_mesh_clear()
@@ -138,7 +142,9 @@ def shown_points() -> np.ndarray:
 def normalise(min_thickness: float = 0.0, stretch=(1.0, 1.0, 1.0)):
     """Moves and scales all of the scene together: bounding-box centre to the origin, farthest vertex to `RADIUS`.
 
-    The bounds are those of [`shown_points`].
+    The bounds are those of [`shown_points`]. The scene then shows one instance of all that it had: objects keep their
+    own matrices, because an animated object's is written anew for every frame, and what a collection has may both
+    stand in the scene and be instanced there.
 
     Args:
         min_thickness: the least ratio of the bounds' shortest edge to their longest.
@@ -155,18 +161,30 @@ def normalise(min_thickness: float = 0.0, stretch=(1.0, 1.0, 1.0)):
     edges = np.ptp(points, axis=0)
     if edges.min() < min_thickness * edges.max():
         raise ValueError(f"The object is flat: its shortest edge is {edges.min() / edges.max():.3f} of its longest.")
-    # Under a parent, because an animated object's own matrix is written anew for every frame
+    scene, whole = bpy.context.scene, bpy.data.collections.new("whole")
+    for old, kind in ((scene.collection.children, whole.children), (scene.collection.objects, whole.objects)):
+        for thing in [thing for thing in old if thing != scene.camera]:
+            kind.link(thing)
+            old.unlink(thing)
     fit = bpy.data.objects.new("fit", None)
+    fit.instance_type, fit.instance_collection = "COLLECTION", whole
     fit.matrix_world = (
         Matrix.Scale(RADIUS / extent, 4) @ Matrix.Translation(-Vector(centre)) @ Matrix.Diagonal((*stretch, 1))
     )
-    for thing in bpy.context.scene.objects:
-        while thing.parent not in (None, fit):
-            thing = thing.parent  # which may lie in another scene
-        if thing not in (bpy.context.scene.camera, fit):
-            thing.parent = fit
-    bpy.context.collection.objects.link(fit)
+    scene.collection.objects.link(fit)
     bpy.context.view_layer.update()
+
+
+def load_hdri(path: Path) -> bpy.types.Image:
+    """Loads an environment map.
+
+    Raises:
+        ValueError: if it has no pixels, in place of which Blender would light the object in magenta.
+    """
+    image = bpy.data.images.load(str(path))
+    if not all(image.size):
+        raise ValueError(f"The environment map {path} cannot be decoded: it is damaged, or a pointer of git LFS.")
+    return image
 
 
 def light(hdri: Path, rotation: float, strength: float):
@@ -179,7 +197,7 @@ def light(hdri: Path, rotation: float, strength: float):
     nodes, links = world.node_tree.nodes, world.node_tree.links
     nodes["Background"].inputs["Strength"].default_value = strength
     environment = nodes.new("ShaderNodeTexEnvironment")
-    environment.image = bpy.data.images.load(str(hdri))
+    environment.image = load_hdri(hdri)
     mapping = nodes.new("ShaderNodeMapping")
     mapping.inputs["Rotation"].default_value[2] = rotation
     links.new(nodes.new("ShaderNodeTexCoord").outputs["Generated"], mapping.inputs["Vector"])
@@ -266,7 +284,8 @@ def load_object(item: dict, folder: str | None = None) -> list[str]:
     if "textures" in item:
         exchange_textures(item["textures"], random.Random(item["id"]), os.path.join(folder, "textures"))
     check_import()
-    show_vertex_colours()
+    if path.suffix.lower() != ".blend":  # which says itself what is shown
+        show_vertex_colours()
     cull_backfaces()
     bpy.context.view_layer.update()
     return undefined
@@ -295,10 +314,14 @@ def check_source(path: Path) -> list[str]:
 
     Raises:
         ValueError: if an .obj file defines none of the materials that it uses, or a .ply file has colours at its
-            faces.
+            faces or a texture.
     """
     if path.suffix.lower() == ".ply":
         header = path.read_bytes()[:65536].partition(b"end_header")[0].decode("latin-1")
+        if re.search(r"^comment\s+TextureFile", header, re.MULTILINE | re.IGNORECASE):
+            raise ValueError(
+                f"{path.name} names a texture, which Blender does not read of .ply: convert it to .obj or .glb."
+            )
         if re.search(r"property \w+ red", header.partition("element face")[2]):
             raise ValueError(
                 f"{path.name} has colours at its faces, which Blender does not import: move them to the vertices."
@@ -306,8 +329,11 @@ def check_source(path: Path) -> list[str]:
     if path.suffix.lower() != ".obj":
         return []
     used, defined, missing = set(), set(), []
-    for line in path.read_text("utf-8", errors="replace").splitlines():
-        word, _, rest = line.strip().partition(" ")
+    lines = [line.strip().partition(" ") for line in path.read_text("utf-8", errors="replace").splitlines()]
+    beside = path.with_suffix(".mtl")
+    if beside.is_file() and not any(word == "mtllib" for word, _, _ in lines):  # as Blender reads it
+        lines.append(("mtllib", " ", beside.name))
+    for word, _, rest in lines:
         if word == "usemtl":
             used.add(rest.strip())
         elif word == "mtllib":
@@ -375,10 +401,16 @@ def check_import():
     """
     things = [thing for thing in bpy.data.objects if thing.type == "MESH"]
     if not any(thing.data.polygons or thing.modifiers for thing in things) and not any(
-        thing.type in ("CURVE", "SURFACE", "FONT", "META") for thing in bpy.data.objects
+        thing.type in ("CURVE", "CURVES", "SURFACE", "FONT", "META") for thing in bpy.data.objects
     ):
         count = sum(len(thing.data.vertices) for thing in things)
         raise ValueError(f"The file has {count} points but no faces: a point cloud cannot be rendered. Mesh it first.")
+    linked = (bpy.data.objects, bpy.data.collections, bpy.data.meshes, bpy.data.materials, bpy.data.node_groups)
+    for block in itertools.chain(*linked):
+        if block.is_missing and block.users:
+            raise ValueError(
+                f"{block.name} of the library {block.library.filepath} is missing: put the library there."
+            )
     for material, node in material_nodes():
         if node.type not in ("TEX_IMAGE", "TEX_ENVIRONMENT") or not any(output.links for output in node.outputs):
             continue
@@ -388,8 +420,11 @@ def check_import():
         path = bpy.path.abspath(node.image.filepath)
         if node.image.source == "FILE" and not node.image.packed_file and not os.path.isfile(path):
             raise ValueError(f"The texture {path} of {where} is missing: put it there, or pack it into the file.")
-        if node.image.source == "FILE" and not all(node.image.size):
-            raise ValueError(f"The texture {path or node.image.name} of {where} cannot be decoded: it is damaged.")
+        if not all(node.image.size):
+            raise ValueError(
+                f"The texture {path or node.image.name} of {where} cannot be decoded: it is damaged, or of a kind that"
+                " Blender does not read."
+            )
 
 
 def is_plain(material: bpy.types.Material | None) -> bool:
@@ -418,7 +453,8 @@ def show_vertex_colours():
         material.use_nodes = True
         nodes, links = material.node_tree.nodes, material.node_tree.links
         attribute = nodes.new("ShaderNodeVertexColor")
-        attribute.layer_name = mesh.color_attributes[0].name
+        layers = mesh.color_attributes
+        attribute.layer_name = layers[max(0, layers.render_color_index)].name
         links.new(attribute.outputs["Color"], nodes["Principled BSDF"].inputs["Base Color"])
         if not len(mesh.materials):
             mesh.materials.append(material)
@@ -571,6 +607,7 @@ def render_object(
     reset_scene(samples)
     with tempfile.TemporaryDirectory() as folder:
         undefined = load_object(item, folder)
+        animated = is_animated()
         normalise(min_thickness, stretch)
         light(hdri, rotation, strength)
         views = {
@@ -590,12 +627,15 @@ def render_object(
         **{name: item[name] for name in ("source", *catalogue.FIELDS, "of") if name in item},
         **({"stretch": stretch} if "of" in item else {}),
         **({"textures": item["textures"]["id"]} if "textures" in item else {}),
-        **({"animated": True} if is_animated() else {}),
+        **({"animated": True} if animated else {}),
         **({"undefined_materials": undefined} if undefined else {}),
         "cameras": {"preset": preset, "inputs": inputs, "targets": targets},
         "light": {"hdri": hdri.name, "rotation": rotation, "strength": strength},
         "blender": bpy.app.version_string,
         "samples": samples,
+        "seed": seed,
+        "hdris": [path.name for path in hdri_paths(hdris)],
+        **({"up": item["up"]} if "up" in item else {}),
     }
     sample = {"__key__": item["id"], "json": json.dumps(record).encode()}
     for name, part in views.items():

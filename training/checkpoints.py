@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from torch.distributed.fsdp import FSDPModule
 
 from pipeline import Zero123PlusPipeline
@@ -234,7 +235,7 @@ class Run:
         self.accelerator.wait_for_everyone()
         try:
             self._save(partial, write, model, ema, optimizer, step, samples, kept)
-        except (OSError, RuntimeError) as error:  # torch's own, where the disk is full
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' own, on a full disk
             shutil.rmtree(partial, ignore_errors=True)
             free = shutil.disk_usage(self.output).free
             raise ValueError(

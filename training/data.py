@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from pipeline import AZIMUTH_STEP, COLUMNS, GREY, ROWS, load_pictures, pad_to_square
-from zero123plus.pictures import depth_picture, find_pictures, prepare, read_picture, to_tile
+from zero123plus.pictures import STAYS, depth_picture, find_pictures, log_once, prepare, read_picture, to_tile
 
 from .shards import check_shards, index_shards, read_object
 
@@ -21,6 +22,7 @@ INPUTS = ROWS * COLUMNS  # views of an object that are its inputs; as many targe
 VARIANTS = 2 * INPUTS  # samples of an object: each input, plain and mirrored
 PICTURE = 512  # pixels of the edge that pictures alone are brought to: the encoders of the public checkpoints see this
 MAX_CORRUPT = 100  # samples in a row
+CHECKED = 100  # pictures that are tried before a student learns from them
 SHARES = 0.4, 0.3, 0.15, 0.15  # of steps with one, two, three and four pictures of each object
 BACK = 0.4  # share of second pictures that are of the back
 PERMUTATIONS = list(itertools.permutations(range(3)))  # of colour channels; the first leaves them where they are
@@ -189,6 +191,10 @@ class TileDataset(torch.utils.data.Dataset):
         self.condition, self.pictures = CONDITIONS[condition] if condition else None, pictures
         self.entries = index_shards(folder, self.condition.passes if condition else ())
         self.preset = check_shards(self.entries)  # of the targets' cameras, a key of `pipeline.CAMERAS`
+
+    def describe(self) -> str:
+        """How many objects and shards there are, in words."""
+        return f"{len(self.entries):,} objects of {len({entry['shard'] for entry in self.entries}):,} shards"
 
     def __len__(self):
         return len(self.entries) * VARIANTS
@@ -364,21 +370,41 @@ class PictureDataset(torch.utils.data.Dataset):
 
     Args:
         folder: of pictures, with those below.
+        background: "auto", or "keep" for pictures that are to be learned from as they are.
 
     Raises:
-        ValueError: if it has none.
+        ValueError: if it has none, or one of `CHECKED`, evenly spread, has a background that cannot be removed.
     """
 
     preset = None  # of cameras, which pictures do not have
 
-    def __init__(self, folder: Path):
-        self.paths = [path for path, _ in find_pictures([str(folder)])[0]]
+    def __init__(self, folder: Path, background: str = "auto"):
+        self.paths, self.background = [path for path, _ in find_pictures([str(folder)])[0]], background
+        for path in self.paths[:: math.ceil(len(self.paths) / CHECKED)]:
+            self.prepare(path)
+
+    def describe(self) -> str:
+        """How many pictures there are, in words."""
+        return f"{len(self.paths):,} pictures"
+
+    def prepare(self, path: str) -> Image.Image:
+        """Reads a picture and cuts the object out.
+
+        Raises:
+            ValueError: if it cannot be read, or its background cannot be removed.
+        """
+
+        def refuse(message: str):
+            if message.startswith(STAYS):
+                raise ValueError(f"{path}: {message} `--keep-background` trains on pictures as they are.")
+            log_once(message)
+
+        return prepare(read_picture(path, path), self.background, warn=refuse)
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict:
         """Raises ValueError if the picture cannot be read."""
-        picture = prepare(read_picture(self.paths[index], self.paths[index]))
-        square = pad_to_square(load_pictures(picture, self.paths[index])[0])
+        square = pad_to_square(load_pictures(self.prepare(self.paths[index]), self.paths[index])[0])
         return {"index": index, "image": channels_first(np.asarray(square.resize((PICTURE, PICTURE))))}

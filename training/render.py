@@ -42,11 +42,11 @@ from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from pipeline import CAMERAS
-from zero123plus.files import write_file
+from zero123plus.files import ray_environment, short, walk, write_file
 from zero123plus.options import Parser, command, count, number, share, whole
 
 from . import catalogue
-from .blender import hdri_paths, importer, render_object, silence_blender
+from .blender import hdri_paths, importer, load_hdri, render_object, silence_blender
 from .shards import check_shards, index_shards, read_member, read_object
 
 # Suffixes of files beside objects: materials, buffers, textures, lists
@@ -122,7 +122,7 @@ def file_items(path: Path) -> list[dict]:
     """
     if path.suffix.lower() == catalogue.ARCHIVE:
         return catalogue.archive_items(path)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = [path] if path.is_file() else sorted(walk(path))
     paths = [file for file in files if importer(file)]
     left_out = [file.name for file in files if not importer(file) and file.suffix.lower() not in COMPANIONS]
     named = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
@@ -137,17 +137,39 @@ def file_items(path: Path) -> list[dict]:
     known = catalogue.folder_catalogue(root)
     names = [str(file.relative_to(root)) for file in paths]
     # Without the suffix, because a dot would end a WebDataset key
-    ids = [re.sub(r"[^\w-]", "_", str(Path(name).with_suffix(""))) for name in names]
-    counts = Counter(ids)
-    # Names that differ in such characters, or in the suffix, alone get a part of their hash
-    ids = [
-        key if counts[key] == 1 else f"{key}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        for key, name in zip(ids, names)
-    ]
-    return [
-        {"id": key, "source": name, "licence": None, "path": str(file), **known.get(name, {})}
-        for key, name, file in zip(ids, names, paths)
-    ]
+    ids = [short(re.sub(r"[^\w-]", "_", str(Path(name).with_suffix("")))) for name in names]
+    pairs = zip(ids, names, paths)
+    return distinct(
+        [
+            {"id": key, "source": name, "licence": None, "path": str(file), **known.get(name, {})}
+            for key, name, file in pairs
+        ]
+    )
+
+
+def distinct(items: list[dict]) -> list[dict]:
+    """The items, each once. Those whose ids are alike, because their paths differ in the folder that was given, in the
+    suffix or in a special character alone, get a part of the hash of their path.
+    """
+    items = {(os.path.realpath(item["path"]), item.get("member")): item for item in items}
+    counts = Counter(item["id"] for item in items.values())
+    sources = Counter((item["id"], item["source"]) for item in items.values())
+    for (path, _), item in items.items():
+        if counts[item["id"]] > 1:
+            differs = item["source"] if sources[item["id"], item["source"]] == 1 else path
+            item["id"] = f"{item['id']}_{hashlib.sha256(differs.encode()).hexdigest()[:8]}"
+    return list(items.values())
+
+
+def listed(items: list[dict], path: Path, option: str) -> list[dict]:
+    """The items that a list names ([`catalogue.read_list`]), by id, file, path or name. Says what matches none."""
+    ids, names = catalogue.read_list(path)
+    known = [{item["id"], item["source"], Path(item["source"]).name} for item in items]
+    missing = sorted(ids.difference(*known)) + sorted(names.difference(str(item.get("name")) for item in items))
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        print(f"{len(missing)} entries of `{option}` {path} match no object: {shown}", file=sys.stderr)
+    return [item for item, keys in zip(items, known) if ids & keys or item.get("name") in names]
 
 
 def add_variants(items: list[dict], count: int) -> list[dict]:
@@ -239,7 +261,7 @@ def run_on_ray(jobs: list[tuple], address: str) -> Iterator[tuple]:
     """The same on a Ray cluster; a shard whose worker is lost is rendered again elsewhere."""
     import ray
 
-    ray.init(address=address, log_to_driver=False, runtime_env={"py_modules": [str(Path(__file__).parent)]})
+    ray.init(address=address, log_to_driver=False, runtime_env=ray_environment("*.safetensors"))
 
     def render_shard_there(*job):
         hide_inner_modules()
@@ -254,7 +276,7 @@ def run_on_ray(jobs: list[tuple], address: str) -> Iterator[tuple]:
     ray.shutdown()
 
 
-def check_output(output: Path, entries: list[dict], size: int, input_size: int, preset: str):
+def check_output(output: Path, entries: list[dict], size: int, input_size: int, preset: str, settings: dict):
     """Checks that shards that are there were rendered with the same settings.
 
     Args:
@@ -262,6 +284,7 @@ def check_output(output: Path, entries: list[dict], size: int, input_size: int, 
         entries: of [`index_shards`].
         size, input_size: asked for, in pixels.
         preset: of cameras, likewise.
+        settings: what else is asked for and recorded for each object, by the names of the options.
 
     Raises:
         ValueError: naming both.
@@ -277,6 +300,13 @@ def check_output(output: Path, entries: list[dict], size: int, input_size: int, 
             f"`--output` {output} holds views of {there[0]} pixels, inputs of {there[1]} and cameras of {there[2]},"
             f" but {asked[0]}, {asked[1]} and {asked[2]} are asked for now: choose another folder."
         )
+    record = json.loads(read_member(entries[0], "json"))
+    for name, value in settings.items():
+        if record.get(name, value) != value:
+            raise ValueError(
+                f"`--output` {output} was rendered with `--{name}` {record[name]}, but {value} is asked for now:"
+                " choose another folder."
+            )
 
 
 def plan(output: Path, items: list[dict], entries: list[dict], shard_size: int, retry: bool):
@@ -367,21 +397,23 @@ def main(argv: list[str] | None = None):
     add("--ray", metavar="ADDRESS", help="render on this Ray cluster ('auto': the one at hand)")
     add("--dry-run", action="store_true", help="say what would be rendered, and stop")
     o = parser.parse_args(argv)
-    hdri_paths(o.hdris)
+    for path in hdri_paths(o.hdris):
+        load_hdri(path)
     if o.objects:
-        items = [{**item, "up": o.up} for path in o.objects for item in file_items(path)]
+        items = distinct([{**item, "up": o.up} for path in o.objects for item in file_items(path)])
     else:
         items = objaverse_items(o.objaverse)
     if o.without:
-        ids, names = catalogue.read_list(o.without)
-        items = [item for item in items if item["id"] not in ids and item.get("name") not in names]
+        left_out = listed(items, o.without, "--without")
+        items = [item for item in items if item not in left_out]
     items = add_variants(items, o.variants)
     if o.only:
-        ids, _ = catalogue.read_list(o.only)
-        items = [item for item in items if item["id"] in ids]
+        items = listed(items, o.only, "--only")
     input_size = o.input_size or o.size
     entries = index_shards(o.output, needed=False)
-    check_output(o.output, entries, o.size, input_size, o.cameras)
+    maps = [path.name for path in hdri_paths(o.hdris)]
+    settings = {"samples": o.samples, "seed": o.seed, "hdris": maps, **({"up": o.up} if o.objects else {})}
+    check_output(o.output, entries, o.size, input_size, o.cameras, settings)
     shards = plan(o.output, items, entries, o.shard_size, o.retry_failed)
     if o.dry_run:
         left = sum(len(members) for _, members in shards)

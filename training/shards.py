@@ -4,10 +4,13 @@ import io
 import json
 import logging
 import tarfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from zero123plus.files import walk
 
 logger = logging.getLogger(__name__)
 
@@ -16,17 +19,17 @@ MEMBERS = ("inputs.webp", "targets.webp", "json")
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The shards of a folder, or, where it has none, of the folders in it; in order."""
-    return sorted(Path(folder).glob("shard-*.tar")) or sorted(Path(folder).glob("*/shard-*.tar"))
+    """The shards of a folder and of those below, in order."""
+    return sorted(path for path in walk(folder) if fnmatch(path.name, "shard-*.tar"))
 
 
 def index_shards(folder: Path, passes: tuple[str, ...] = (), needed: bool = True) -> list[dict]:
     """Where each object of a folder of shards lies, in order; reads the shards' headers only.
 
     Args:
-        folder: with `shard-*.tar`, or with folders that have them; unfinished shards are left out.
+        folder: with `shard-*.tar`, or with folders below that have them; unfinished shards are left out.
         passes: members that are needed beside `MEMBERS`.
-        needed: whether there must be objects.
+        needed: whether there must be objects; if not, those below are not looked at.
 
     Returns:
         For each object `shard` (its path), `key`, and `members`: offset and size in bytes of each.

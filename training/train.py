@@ -183,6 +183,7 @@ class MachineOptions:
         default=None, help="two edges in pixels, between which the condition picture is resized at random; 0 0: none"
     )
     in_memory: bool = HfArg(default=False, help="hold all objects decoded in the memory of the device that trains")
+    keep_background: bool = HfArg(default=False, help="leave the backgrounds of a student's pictures as they are")
     permute_colours: bool = HfArg(default=False, help="with --in-memory, permute each sample's colours at random")
     workers: whole = HfArg(default=0, help="processes that read data")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = HfArg(default=None, help="else that of accelerate launch")
@@ -402,7 +403,7 @@ def train(o: Options):
     set_seed(o.seed)
     condition = o.condition if o.train == "controlnet" else None
     dataset, validation = (
-        PictureDataset(folder)
+        PictureDataset(folder, "keep" if o.keep_background else "auto")
         if o.phase == "student" and not find_shards(folder)
         else TileDataset(folder, condition=condition, pictures=o.pictures)
         for folder in (o.data, o.validation or o.data)
@@ -414,6 +415,7 @@ def train(o: Options):
         project_dir=o.output,
     )
     check_options(o, accelerator)
+    accelerator.print(f"{o.data}: {dataset.describe()}")
     if o.push_to_hub and accelerator.is_main_process and not o.dry_run:  # before the work, which would end in vain
         o.push_to_hub = create_repo(o.push_to_hub, exist_ok=True).repo_id
     accelerator.gradient_accumulation_steps = o.batch_size // (o.micro_batch_size * accelerator.num_processes)

@@ -5,6 +5,7 @@ in this repository renames.
 import contextlib
 import getpass
 import hashlib
+import os
 import shutil
 import tempfile
 import uuid
@@ -12,6 +13,34 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock
+
+MAX_NAME = 100  # characters; file systems take 255 bytes, suffixes among them
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """The files of a folder and of those below. Links to folders are followed, each real folder once."""
+    seen = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(path, name) for name in sorted(names))
+
+
+def short(name: str) -> str:
+    """A name of a file, cut with a part of its hash where it is longer than `MAX_NAME`."""
+    if len(name) <= MAX_NAME:
+        return name
+    return f"{name[: MAX_NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def ray_environment(*excludes: str) -> dict:
+    """What Ray sends to the nodes of a cluster: all of this repository that its modules import."""
+    root = str(Path(__file__).resolve().parent.parent)
+    return {"working_dir": root, "excludes": [".git", "out", "data", *excludes]}
 
 
 def beside(path: Path, kind: str) -> Path:

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from pipeline import load_pictures
 
 from . import results
-from .loading import ROOT, Checkpoint, find_lora
+from .files import ray_environment
+from .loading import Checkpoint, find_lora
 from .options import NUM_FACES, one_line
 from .pictures import prepare, read_picture
 from .upscale import Upscaler, join_views
@@ -192,8 +193,7 @@ def run_on_ray(batches: list[list[Job]], settings: Settings, address: str, worke
     """Yields the results of each batch from a Ray cluster; a batch whose worker is lost is done by another."""
     import ray
 
-    environment = {"working_dir": str(ROOT), "excludes": [".git", "out", "data"]}
-    ray.init(address=address, log_to_driver=False, runtime_env=environment)
+    ray.init(address=address, log_to_driver=False, runtime_env=ray_environment())
     rows = ray.data.from_items([{"jobs": json.dumps(batch)} for batch in batches], override_num_blocks=len(batches))
     done = rows.map(
         RayGenerator,

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 # What options can be, here because the modules of these things take seconds to import, which --help need not wait for
 CAMERAS = ("v1.1", "v1.2")  # of `pipeline.CAMERAS`
 DTYPES = ("float32", "float16", "bfloat16")
@@ -96,7 +98,7 @@ def command(main: Callable) -> Callable:
     def run(argv: list[str] | None = None):
         try:
             return main(argv)
-        except (ImportError, OSError, ValueError) as error:
+        except (ImportError, OSError, ValueError, SafetensorError) as error:  # the last on a full disk
             raise SystemExit(one_line(error)) from error
 
     return run

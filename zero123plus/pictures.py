@@ -40,6 +40,7 @@ CUT_OUT_SHARE = 0.02  # of transparent pixels from which a picture counts as cut
 SPECK_SHARE = 0.002  # of the largest part's pixels, below which a part is no part of the object
 FRAME_SHARE = 0.97  # of its bounding box that a cut-out fills, from which it is a frame rather than an object
 BACKGROUNDS = ("auto", "remove", "keep")  # what [`prepare`] does with that of a picture
+STAYS = "The background stays"  # what the warning of one that cannot be removed begins with
 FOREGROUND_RATIO = 0.85  # of the object's larger side to the square, where a picture is cut out here
 CONNECT_SECONDS = 5  # until a host that does not answer counts as out of reach
 
@@ -320,7 +321,7 @@ def prepare(
     except ValueError as error:
         if background == "remove":
             raise
-        warn(f"The background stays, from which the views usually go wrong: {error}")
+        warn(f"{STAYS}, from which the views usually go wrong: {error}")
         return picture if ratio is None else recentre(picture, ratio)
     return cut if ratio is None and is_cut_out(rgba) else recentre(cut, ratio or FOREGROUND_RATIO)
 
