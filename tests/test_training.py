@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from conftest import assert_differ
 from diffusers import ControlNetModel, DDIMScheduler, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
+from safetensors import SafetensorError
 from torch._dynamo.utils import counters
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
@@ -610,6 +611,18 @@ def test_held_out_objects_without_training_data(shards, tmp_path):
     heldout.main(["--renders", str(shards), "--output", str(tmp_path / "objects")])
     assert {path.name for path in (tmp_path / "objects").iterdir()} == {"mug-1", "car-2", "heldout.json"}
     assert {path.stem for path in (tmp_path / "objects" / "mug-1").iterdir()} == {"input", "views", "depth", "normals"}
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(arguments, tmp_path, monkeypatch):
+    """safetensors raises an error of its own."""
+
+    def write(*_, **__):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(train, "write_weights", write)
+    with pytest.raises(SystemExit, match="checkpoint-1 cannot be written .No space left on device.: .* Make room"):
+        train.main(arguments("run", 1))
+    assert not list((tmp_path / "run").glob("checkpoint*"))
 
 
 def test_shards_of_all_levels_and_links_are_found_once(shards, tmp_path):
