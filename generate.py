@@ -97,7 +97,7 @@ def run(given: list[str], settings, batch_size: int, ray: str | None, workers: i
         if not results.check_target(settings.output, job[1], settings.overwrite, settings.resume):
             left.append(job)
             continue
-        made_with["picture_sha256"] = jobs.digest(jobs.read_bytes(job[0]))
+        made_with["picture_sha256"] = jobs.read_file(job[0])[1]
         if other := results.complete(settings.output, job[1], settings.exports, settings.faces, made_with):
             say(f"{job[1]} is kept, but was made with {other}: --overwrite makes it anew")
     if not left:

@@ -53,32 +53,10 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     return np.asarray(small, np.float32).ravel()
 
 
-def tile_of(views: np.ndarray, size: int) -> np.ndarray:
-    """Six RGBA views, shape (6, S, S, 4), as a tile on grey whose views have an edge of `size` pixels, uint8 RGB."""
-    tile = Image.fromarray(on_grey(to_tile(views)))
-    return np.asarray(tile.resize((2 * size, 3 * size), Image.Resampling.BOX))
-
-
-def origin_of(entry: dict) -> str:
-    """The object that an entry of a shard is, or is a variant of."""
-    record = json.loads(read_member(entry, "json"))
-    return record.get("of", record["object"])
-
-
-def check_train_data(folder: Path, heldout: TileDataset) -> TileDataset:
-    """The samples of training data.
-
-    Raises:
-        ValueError: if they have other cameras than those that are held out, or the same objects.
-    """
-    train = TileDataset(folder)
-    if train.preset != heldout.preset:
-        raise ValueError(f"{folder} has the cameras of {train.preset}, but those held out have {heldout.preset}.")
-    both = sorted({origin_of(entry) for entry in train.entries} & {origin_of(entry) for entry in heldout.entries})
-    if both:
-        shown = ", ".join(both[:5]) + (", ..." if len(both) > 5 else "")
-        raise ValueError(f"`--train-data` {folder} has {len(both)} objects that are to be held out: {shown}.")
-    return train
+def origins(dataset: TileDataset) -> set[str]:
+    """The objects of samples, of variants those that they were made of."""
+    records = (json.loads(read_member(entry, "json")) for entry in dataset.entries)
+    return {record.get("of", record["object"]) for record in records}
 
 
 @command
@@ -95,8 +73,15 @@ def main(argv: list[str] | None = None):
     if options.output.exists() and any(options.output.iterdir()) and not listing.is_file():
         raise ValueError(f"`--output` {options.output} holds no held-out objects, but something else: choose another.")
     heldout = TileDataset(options.renders)
-    train = check_train_data(options.train_data, heldout) if options.train_data else None
-    thumbnails, total, count, size = [], 0.0, 0, read_object(heldout.entries[0])["targets"].shape[2]
+    train = TileDataset(options.train_data) if options.train_data else None
+    if train and train.preset != heldout.preset:
+        raise ValueError(
+            f"{options.train_data} has the cameras of {train.preset}, but {options.renders} those of {heldout.preset}."
+        )
+    if train and (both := sorted(origins(train) & origins(heldout))):
+        shown = ", ".join(both[:5]) + (", ..." if len(both) > 5 else "")
+        raise ValueError(f"`--train-data` has {len(both)} objects that are to be held out: {shown}.")
+    thumbnails, total, count = [], 0.0, 0
     for entry in train.entries if train else ():
         item = read_object(entry)
         for k in range(INPUTS):
@@ -104,7 +89,7 @@ def main(argv: list[str] | None = None):
                 image, views = select_views(item, k, mirror)
                 thumbnails.append(thumbnail(image))
                 if len(thumbnails) % 5 == 1:
-                    total, count = total + tile_of(views, size).astype(np.float64), count + 1
+                    total, count = total + on_grey(to_tile(views)).astype(np.float64), count + 1
     options.output.mkdir(parents=True, exist_ok=True)
     listing.write_text(json.dumps({"cameras": heldout.preset}) + "\n")  # first, so that an interrupted run can go on
     if train:
@@ -135,7 +120,7 @@ def main(argv: list[str] | None = None):
         nearest = int(np.argmin(lengths - 2 * thumbnails @ thumbnail(image)))
         place, variant = divmod(nearest, VARIANTS)
         _, views = select_views(read_object(train.entries[place]), variant // 2, bool(variant % 2))
-        Image.fromarray(tile_of(views, size)).save(folder / "nearest.webp", quality=90)
+        Image.fromarray(on_grey(to_tile(views))).save(folder / "nearest.webp", quality=90)
     if credits:
         write_file(options.output / "CREDITS", "".join(sorted(credits)).encode())
 

@@ -599,7 +599,7 @@ def test_a_held_out_object_stays_in_its_folder(shards, tmp_path):
 @pytest.mark.parametrize("record", ({"object": "mug-1"}, {"object": "mug-1_v1", "of": "mug-1"}))
 def test_objects_that_are_trained_on_are_not_held_out(shards, tmp_path, record):
     train_data = others(shards, tmp_path / "train", **record)
-    with pytest.raises(SystemExit, match="has 1 objects that are to be held out: mug-1"):
+    with pytest.raises(SystemExit, match="`--train-data` has 1 objects that are to be held out: mug-1"):
         heldout.main(
             ["--renders", str(shards), "--train-data", str(train_data), "--output", str(tmp_path / "objects")]
         )

@@ -383,10 +383,6 @@ class PictureDataset(torch.utils.data.Dataset):
         for path in self.paths[:: math.ceil(len(self.paths) / CHECKED)]:
             self.prepare(path)
 
-    def describe(self) -> str:
-        """How many pictures there are, in words."""
-        return f"{len(self.paths):,} pictures"
-
     def prepare(self, path: str) -> Image.Image:
         """Reads a picture and cuts the object out.
 

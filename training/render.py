@@ -42,13 +42,14 @@ from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from pipeline import CAMERAS
-from zero123plus.files import ray_environment, short, walk, write_file
+from zero123plus.files import ray_environment, walk, write_file
 from zero123plus.options import Parser, command, count, number, share, whole
 
 from . import catalogue
 from .blender import hdri_paths, importer, load_hdri, render_object, silence_blender
 from .shards import check_shards, index_shards, read_member, read_object
 
+MAX_ID = 100  # characters; file systems take 255 bytes of a name, suffixes among them
 # Suffixes of files beside objects: materials, buffers, textures, lists
 COMPANIONS = {".mtl", ".bin", ".txt", ".md", ".json", ".jsonl", ""}
 COMPANIONS |= {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".tga", ".bmp", ".exr", ".hdr", ".dds"}
@@ -137,14 +138,17 @@ def file_items(path: Path) -> list[dict]:
     known = catalogue.folder_catalogue(root)
     names = [str(file.relative_to(root)) for file in paths]
     # Without the suffix, because a dot would end a WebDataset key
-    ids = [short(re.sub(r"[^\w-]", "_", str(Path(name).with_suffix("")))) for name in names]
-    pairs = zip(ids, names, paths)
-    return distinct(
-        [
-            {"id": key, "source": name, "licence": None, "path": str(file), **known.get(name, {})}
-            for key, name, file in pairs
-        ]
-    )
+    ids = [re.sub(r"[^\w-]", "_", str(Path(name).with_suffix(""))) for name in names]
+    ids = [key if len(key) <= MAX_ID else f"{key[: MAX_ID - 9]}_{short_hash(key)}" for key in ids]
+    items = [
+        {"id": key, "source": name, "licence": None, "path": str(path)} for key, name, path in zip(ids, names, paths)
+    ]
+    return distinct([{**item, **known.get(item["source"], {})} for item in items])
+
+
+def short_hash(text: str) -> str:
+    """Eight digits by which texts are told apart."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def distinct(items: list[dict]) -> list[dict]:
@@ -157,7 +161,7 @@ def distinct(items: list[dict]) -> list[dict]:
     for (path, _), item in items.items():
         if counts[item["id"]] > 1:
             differs = item["source"] if sources[item["id"], item["source"]] == 1 else path
-            item["id"] = f"{item['id']}_{hashlib.sha256(differs.encode()).hexdigest()[:8]}"
+            item["id"] = f"{item['id']}_{short_hash(differs)}"
     return list(items.values())
 
 

@@ -415,7 +415,8 @@ def train(o: Options):
         project_dir=o.output,
     )
     check_options(o, accelerator)
-    accelerator.print(f"{o.data}: {dataset.describe()}")
+    if isinstance(dataset, TileDataset):
+        accelerator.print(f"{o.data}: {dataset.describe()}")
     if o.push_to_hub and accelerator.is_main_process and not o.dry_run:  # before the work, which would end in vain
         o.push_to_hub = create_repo(o.push_to_hub, exist_ok=True).repo_id
     accelerator.gradient_accumulation_steps = o.batch_size // (o.micro_batch_size * accelerator.num_processes)

@@ -14,8 +14,6 @@ from pathlib import Path
 
 from filelock import FileLock
 
-MAX_NAME = 100  # characters; file systems take 255 bytes, suffixes among them
-
 
 def walk(folder: Path) -> Iterator[Path]:
     """The files of a folder and of those below. Links to folders are followed, each real folder once."""
@@ -28,13 +26,6 @@ def walk(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders.sort()
         yield from (Path(path, name) for name in sorted(names))
-
-
-def short(name: str) -> str:
-    """A name of a file, cut with a part of its hash where it is longer than `MAX_NAME`."""
-    if len(name) <= MAX_NAME:
-        return name
-    return f"{name[: MAX_NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def ray_environment(*excludes: str) -> dict:

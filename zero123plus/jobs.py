@@ -72,22 +72,14 @@ def made_with(settings: Settings) -> dict:
     }
 
 
-def read_bytes(url: str) -> bytes:
-    """Reads the file of a picture.
-
-    Raises:
-        ValueError: if it cannot be read.
-    """
+def read_file(url: str) -> tuple[bytes, str]:
+    """The content of a picture's file, and its SHA-256. Raises ValueError if it cannot be read."""
     try:
         with fsspec.open(url) as file:
-            return file.read()
+            data = file.read()
     except OSError as error:
         raise ValueError(f"{url} cannot be read: {one_line(error)}") from error
-
-
-def digest(data: bytes) -> str:
-    """The SHA-256 of a picture's file, by which `--resume` sees that it has changed."""
-    return hashlib.sha256(data).hexdigest()
+    return data, hashlib.sha256(data).hexdigest()
 
 
 class Generator:
@@ -137,18 +129,18 @@ class Generator:
         return errors
 
     def read(self, url: str) -> tuple[PIL.Image.Image, str]:
-        """Opens and prepares a picture, and returns it with its file's [`digest`].
+        """Opens and prepares a picture, and returns it with its file's SHA-256.
 
         Raises:
             ImportError, OSError, ValueError: if it cannot be read or prepared.
         """
-        data = read_bytes(url)
+        data, sha256 = read_file(url)
         picture = read_picture(io.BytesIO(data), url)
         try:
             picture = prepare(picture, self.settings.background, self.settings.foreground_ratio)
         except ValueError as error:
             raise ValueError(f"{url}: {error}") from error
-        return load_pictures(picture, url)[0], digest(data)
+        return load_pictures(picture, url)[0], sha256
 
     def generate(self, batch: list[tuple[str, PIL.Image.Image, str]], progress: bool) -> dict[str, str]:
         """Makes the views of named pictures and writes them. Returns the error of each that could not be written."""

@@ -262,21 +262,15 @@ class Checkpoint:
         Raises:
             ValueError: as [`resolve_checkpoint`], or if a LoRA does not say what it was trained from.
         """
-        folder, loras = resolve_checkpoint(ROOT if self.name is None else self.name, self.pickle, self.revision), []
-        while (folder / LORA_FILE).is_file() and not (folder / "model_index.json").is_file():
-            base = run_record(folder).get("checkpoint")
-            if base is None or folder in loras:
+        folder = resolve_checkpoint(ROOT if self.name is None else self.name, self.pickle, self.revision)
+        loras = lora_chain(folder) if not (folder / "model_index.json").is_file() else []
+        if loras:
+            base = run_record(loras[0]).get("checkpoint")
+            if base is None or Path(base) in loras:
                 raise ValueError(f"{folder} holds a LoRA alone: give it as `--lora`, and its base as `--checkpoint`.")
-            loras.insert(0, folder)
             folder = resolve_checkpoint(base, self.pickle)
         if self.lora is not None:
-            before, first = [self.lora], find_lora(self.lora)[0]
-            while (first := Path(run_record(first).get("checkpoint") or "", "")) and first.is_dir():
-                first = resolve_checkpoint(first)
-                if not (first / LORA_FILE).is_file() or first in [*loras, *before]:
-                    break
-                before.insert(0, first)
-            loras += before
+            loras += [lora for lora in lora_chain(find_lora(self.lora)[0])[:-1] if lora not in loras] + [self.lora]
         return folder, loras
 
     def defaults(self) -> dict:
@@ -315,6 +309,16 @@ def set_cameras(pipe: Zero123PlusPipeline, preset: str, source: str):
         ValueError: if there is no such preset, or the checkpoint says that it has others.
     """
     pipe.take_settings(pipe.lora_settings({"cameras": preset}, source))
+
+
+def lora_chain(folder: Path) -> list[Path]:
+    """The folders of a LoRA and of those that it was trained on, the first one first; empty for other folders."""
+    found = []
+    while (folder / LORA_FILE).is_file() and folder not in found:
+        found.insert(0, folder)
+        base = Path(run_record(folder).get("checkpoint") or "")
+        folder = resolve_checkpoint(base) if base.is_dir() else base
+    return found
 
 
 def find_lora(name: str | Path) -> tuple[Path, str]:
