@@ -29,7 +29,10 @@ def main(argv: list[str] | None = None):
     o = parse_options(argv)
     from zero123plus import page  # takes seconds, which --help need not wait for
 
-    page.launch(page.build(options.load_from_options(o, o.dtype)), server_name=o.host, server_port=o.port)
+    blocks = page.build(*page.load(options.parse_checkpoint(o, o.dtype)))
+    _, url, _ = page.launch(blocks, server_name=o.host, server_port=o.port, prevent_thread_lock=True)
+    print(f"Running on local URL: {url}")
+    blocks.block_thread()
 
 
 if __name__ == "__main__":

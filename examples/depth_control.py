@@ -1,7 +1,7 @@
 """A mesh, seen in new colours: its depth from the six cameras controls the views, a picture gives their look.
 
     pip install -r requirements-training.txt
-    python -m examples.depth_control examples/rocket.glb examples/images/robot.png -o out/rocket
+    python -m examples.depth_control examples/rocket.glb examples/images/car.png -o out/rocket
 
 Writes `depth.png`, what the ControlNet sees, tile, views and cameras like generate.py. The mesh's front is +X, up
 is +Z, in Blender's coordinates. For the public checkpoint:

@@ -41,8 +41,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def address():
-    page = app.build(Checkpoint(None, "cpu", None).load())
-    _, url, _ = app.launch(page, prevent_thread_lock=True, quiet=True, footer_links=[])
+    page = app.build(*app.load(Checkpoint(None, "cpu", None)))
+    _, url, _ = app.launch(page, prevent_thread_lock=True, footer_links=[])
     yield url
     page.close()
 
@@ -81,7 +81,14 @@ def upload(browser, path):
     wait(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#picture img"))
 
 
+def open_settings(browser):
+    if not browser.find_elements(By.CSS_SELECTOR, "#steps input[type=number]"):
+        browser.find_element(By.CSS_SELECTOR, "#settings button").click()
+    wait(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#steps input[type=number]").is_displayed())
+
+
 def set_steps(browser, steps):
+    open_settings(browser)
     box = browser.find_element(By.CSS_SELECTOR, "#steps input[type=number]")
     box.send_keys(Keys.CONTROL, "a")
     box.send_keys(str(steps), Keys.TAB)
@@ -96,24 +103,52 @@ def fetch(url):
         return answer.read()
 
 
+def is_done(browser):
+    return browser.find_element(By.ID, "archive").is_enabled()
+
+
+def test_an_example_then_generate_then_an_upload(browser, tmp_path):
+    """What a visitor does first. A click on an example makes its views."""
+    wait(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#examples button.gallery-item"))[1].click()
+    wait(browser, lambda: is_done(browser))
+    assert len(sources(browser, "#views")) >= 6
+    first = sources(browser, "#tile")
+    set_steps(browser, 1)
+    browser.find_element(By.ID, "generate").click()
+    wait(browser, lambda: is_done(browser) and sources(browser, "#tile") != first)
+    second = sources(browser, "#tile")
+    browser.find_element(By.CSS_SELECTOR, "#picture button[aria-label='Remove Image']").click()
+    upload(browser, ROOT / "examples" / "images" / "car.png")
+    browser.find_element(By.ID, "generate").click()
+    wait(browser, lambda: is_done(browser) and sources(browser, "#tile") != second)
+    assert not messages(browser)
+
+
+def messages(browser):
+    return [toast.text for toast in browser.find_elements(By.CSS_SELECTOR, ".toast-body") if toast.text]
+
+
 def test_upload_to_result(browser, tmp_path):
     upload(browser, ROOT / "examples" / "images" / "cactus.png")
     set_steps(browser, 3)
     browser.find_element(By.ID, "generate").click()
     forming = wait(browser, lambda: sources(browser, "#tile"))  # before there is any result
-    assert not sources(browser, "#turntable")
-    (turntable,) = wait(browser, lambda: sources(browser, "#turntable"))
+    assert not sources(browser, "#views")
+    wait(browser, lambda: "making the mesh" in browser.find_element(By.ID, "bar").text or is_done(browser))
+    wait(browser, lambda: is_done(browser))
     tile = PIL.Image.open(io.BytesIO(fetch(sources(browser, "#tile")[0])))
     assert tile.size == (256, 384) and sources(browser, "#tile") != forming
-    assert PIL.Image.open(io.BytesIO(fetch(turntable))).n_frames == 6
     assert len(wait(browser, lambda: sources(browser, "#views"))) >= 6
     browser.find_element(By.ID, "archive").click()
     (path,) = wait(browser, lambda: list(tmp_path.glob("*.zip")))
+    browser.find_element(By.ID, "mesh_file").click()
+    (glb,) = wait(browser, lambda: list(tmp_path.glob("*.glb")))
+    assert glb.read_bytes()[:4] == b"glTF"
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         assert len(json.loads(archive.read("views/cameras.json"))["frames"]) == 6
         saved = PIL.Image.open(io.BytesIO(archive.read("views/tile.png")))
-    files = {"input.png", "turntable.webp", "view_5.png", "nerfstudio/transforms.json", "glb/mesh.glb"}
+    files = {"input.png", "view_5.png", "nerfstudio/transforms.json", "glb/mesh.glb"}
     assert {f"views/{name}" for name in files} <= names
     link = wait(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#mesh [data-testid=model3d-download-link]"))
     assert fetch(link.get_attribute("href"))[:4] == b"glTF"
@@ -151,6 +186,9 @@ def test_call_from_another_program(address, tmp_path, monkeypatch):
         "guidance_scale",
         "seed",
         "upscale",
+        "transparent",
+        "faces",
+        "fast",
     ]
     with pytest.raises(gradio_client.exceptions.AppError, match="There is no picture yet"):
         gradio_client.Client(address, verbose=False).predict(None, api_name="/generate")
@@ -182,22 +220,25 @@ def test_what_the_model_sees_of_a_photograph(browser, tmp_path):
 def test_buttons_while_it_runs(browser):
     """Generate is off and Stop is on, a bar says how far it is, and there is nothing to download until the end."""
     upload(browser, ROOT / "examples" / "images" / "cactus.png")
-    browser.find_element(By.ID, "dice").click()
-    box = browser.find_element(By.CSS_SELECTOR, "#seed input, #seed textarea")
-    wait(browser, lambda: int(box.get_attribute("value")) > 0)
     set_steps(browser, 100)
     generate, stop, archive = (browser.find_element(By.ID, name) for name in ("generate", "stop", "archive"))
     enabled = [button.is_enabled() for button in (generate, stop, archive)]
     assert enabled == [True, False, False]
     generate.click()
     wait(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#bar progress").get_attribute("value") > "1")
+    box = browser.find_element(By.CSS_SELECTOR, "#seed input, #seed textarea")
+    assert int(box.get_attribute("value")) > 0  # drawn at random, which is on
     assert "of 100 steps" in browser.find_element(By.ID, "bar").text
     assert [button.is_enabled() for button in (generate, stop, archive)] == [False, True, False]
     stop.click()
     wait(browser, lambda: [button.is_enabled() for button in (generate, stop, archive)] == [True, False, False])
-    shown = sources(browser, "#tile")
     time.sleep(3)
-    assert sources(browser, "#tile") == shown  # it has ended
+    for result in (
+        "#tile",
+        "#views",
+        "#mesh canvas",
+    ):  # nothing of a run that was stopped, or of the one before, stays
+        assert not sources(browser, result)
     set_steps(browser, 1)
     generate.click()
     wait(browser, lambda: [button.is_enabled() for button in (generate, stop, archive)] == [True, False, True])
@@ -215,25 +256,89 @@ def test_a_phone_reaches_the_results(browser):
     wait(browser, lambda: browser.execute_script(inside))
 
 
-def test_all_six_views_are_seen(browser):
+def test_stop_stays_in_sight_on_a_phone(browser):
+    browser.set_window_size(390, 800)
+    upload(browser, ROOT / "examples" / "images" / "cactus.png")
+    set_steps(browser, 100)
+    browser.execute_script("arguments[0].click()", browser.find_element(By.ID, "generate"))
+    wait(browser, lambda: browser.find_element(By.ID, "stop").is_enabled())
+    for part in ("picture", "tile", "mesh"):
+        browser.execute_script(f"document.getElementById('{part}').scrollIntoView()")
+        box = browser.execute_script("return document.getElementById('stop').getBoundingClientRect().toJSON()")
+        assert 0 <= box["top"] and box["bottom"] <= browser.execute_script("return window.innerHeight")
+    browser.find_element(By.ID, "stop").click()
+
+
+def test_one_screen_has_all_that_is_needed(browser):
+    """Picture, Generate and the examples, with the settings folded away."""
+    browser.set_window_size(1280, 900)
+    wait(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#examples button.gallery-item"))
+    for part in ("#picture", "#generate", "#examples", "#settings"):
+        box = browser.find_element(By.CSS_SELECTOR, part).rect
+        assert box["y"] + box["height"] < 800, part
+    assert not browser.find_elements(By.CSS_SELECTOR, "#steps input")
+    words = browser.find_element(By.TAG_NAME, "body").text
+    assert "small checkpoint" in words and "128 pixels" in words and "licence" in words
+    assert browser.find_elements(By.CSS_SELECTOR, "a[href='https://arxiv.org/abs/2310.15110']")
+
+
+@pytest.mark.parametrize("width", (1280, 390))
+def test_all_six_views_are_seen_without_a_scroll_bar(browser, width):
+    browser.set_window_size(width, 1000)
     upload(browser, ROOT / "examples" / "images" / "cactus.png")
     set_steps(browser, 1)
-    browser.find_element(By.ID, "generate").click()
-    wait(browser, lambda: len(sources(browser, "#views")) >= 6)
+    browser.execute_script("arguments[0].click()", browser.find_element(By.ID, "generate"))
+    wait(browser, lambda: is_done(browser))
     inside = """
         const frame = document.getElementById('views').getBoundingClientRect();
         const boxes = [...document.querySelectorAll('#views img')].map(view => view.getBoundingClientRect());
-        return boxes.every(box => box.height > 20 && box.bottom <= frame.bottom && box.top >= frame.top);"""
+        const parts = [...document.querySelectorAll('#views, #views *')];
+        const scrolls = parts.some(part => part.scrollHeight > part.clientHeight + 1
+            && ['auto', 'scroll'].includes(getComputedStyle(part).overflowY));
+        return boxes.length >= 6 && !scrolls
+            && boxes.every(box => box.height > 20 && box.bottom <= frame.bottom && box.top >= frame.top);"""
     wait(browser, lambda: browser.execute_script(inside))
+    assert not browser.find_elements(By.CSS_SELECTOR, "[title=Share], [aria-label=Share]")
+
+
+def test_views_without_their_background(browser):
+    """A switch, before and after they are made."""
+    upload(browser, ROOT / "examples" / "images" / "cactus.png")
+    set_steps(browser, 1)
+    browser.find_element(By.ID, "generate").click()
+    wait(browser, lambda: is_done(browser))
+
+    def mode():
+        return PIL.Image.open(io.BytesIO(fetch(sources(browser, "#views")[-1]))).mode
+
+    for expected in ("RGBA", "RGB"):
+        browser.find_element(By.CSS_SELECTOR, "#clear input").click()
+        wait(browser, lambda expected=expected: mode() == expected)
+
+
+def test_the_student_is_a_choice(browser):
+    upload(browser, ROOT / "examples" / "images" / "cactus.png")
+    open_settings(browser)
+    browser.find_element(By.CSS_SELECTOR, "#fast input").click()
+    browser.find_element(By.ID, "generate").click()
+    wait(browser, lambda: "of 2 steps" in browser.find_element(By.ID, "bar").text)
+    wait(browser, lambda: is_done(browser))
 
 
 def test_no_picture_is_a_message(browser):
     wait(browser, lambda: browser.find_element(By.ID, "generate")).click()
-    wait(browser, lambda: "There is no picture yet" in browser.find_element(By.TAG_NAME, "body").text)
+    (message,) = wait(browser, lambda: messages(browser))
+    assert "There is no picture yet" in message
+
+
+def test_messages_are_no_html():
+    assert str(app.user_error("<urlopen error [Errno 111]>: look at it").message).startswith("&lt;urlopen error")
 
 
 def test_an_empty_seed_is_a_message(browser):
     upload(browser, ROOT / "examples" / "images" / "cactus.png")
+    open_settings(browser)
+    browser.find_element(By.CSS_SELECTOR, "#dice input").click()
     box = browser.find_element(By.CSS_SELECTOR, "#seed input, #seed textarea")
     box.send_keys(Keys.CONTROL, "a")
     box.send_keys(Keys.DELETE, Keys.TAB)
@@ -255,7 +360,7 @@ def test_too_many_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr(app, "MAX_PIXELS", 2_000_000)
     PIL.Image.new("1", (2000, 1001)).save(tmp_path / "large.png")
     with pytest.raises(gr.Error, match="2000 x 1001 pixels, more than 2 million"):
-        app.read_upload(gr.data_classes.ImageData(path=str(tmp_path / "large.png")))
+        app.Picture().preprocess(gr.data_classes.ImageData(path=str(tmp_path / "large.png")))
 
 
 def test_work_ends_when_nobody_listens():

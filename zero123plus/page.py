@@ -5,12 +5,17 @@ try:
 except ImportError:
     spaces = None
 
+import contextlib
+import html
+import importlib
 import queue
 import random
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -21,8 +26,8 @@ from pipeline import load_pictures, pad_to_square
 
 from . import loading, options
 from .exports import EXPORTS
-from .pictures import FOREGROUND_RATIO, FORMATS, prepare, read_picture
-from .preview import Preview, write_turntable
+from .pictures import FOREGROUND_RATIO, FORMATS, cut_out, prepare, read_picture
+from .preview import Preview
 from .results import write_result
 from .upscale import SCALE, Upscaler, join_views
 
@@ -32,10 +37,15 @@ MAX_WAITING = 20  # visitors in the queue; the next one is told to come back
 MAX_STEPS = 100
 MAX_SEED = 2**64 - 1  # torch's
 KEEP_SECONDS = 3600  # results and uploads
-# Views may be small. A gallery shows all six
+REPOSITORY, PAPER = "https://huggingface.co/sudo-ai/zero123plus-v1.2", "https://arxiv.org/abs/2310.15110"
+SMALL = 256  # pixels of a view's edge, below which a checkpoint is one to try things with
+# A gallery scrolls what is higher than its frame. On a phone, which shows one column, Stop stays in sight
 CSS = """
-#seen img, #tile img, #turntable img { width: auto; height: 100%; margin: auto }
+#seen img, #tile img { width: auto; height: 100%; margin: auto }
+#views .grid-wrap { max-height: none; height: auto; overflow: visible }
+#views .grid-container { grid-template-columns: repeat(auto-fit, minmax(96px, 1fr)) !important }
 #bar progress { width: 100% }
+@media (max-width: 800px) { #stop:not([disabled]) { position: fixed; bottom: 12px; right: 12px; z-index: 99 } }
 """
 SCROLL = """() => {
     const block = window.innerWidth < 800 ? 'start' : 'nearest';  // a phone shows one column
@@ -45,28 +55,35 @@ SCROLL = """() => {
 
 
 def user_error(message: object) -> gr.Error:
-    """An error that a user caused: a message on the page, and no traceback in the log."""
-    return gr.Error(str(message), print_exception=False)
+    """An error that a user caused: a message on the page, which is HTML, and no traceback in the log."""
+    return gr.Error(html.escape(str(message)), print_exception=False)
 
 
-def read_upload(payload: gr.data_classes.ImageData | None) -> str | None:
-    """The path of an uploaded picture.
-
-    Raises:
-        gr.Error: if it cannot be opened as a picture or has more than `MAX_PIXELS`.
+class Picture(gr.Image):
+    """A picture as the path of its file. gradio's own reading fails without words. A class, because gradio makes a
+    component anew when an example is chosen; it writes a page.pyi for it beside this file.
     """
-    if payload is None:
-        return None
-    try:
-        with PIL.Image.open(payload.path, formats=FORMATS) as picture:
-            width, height = picture.size
-    except Exception as error:  # decoders raise whatever they like on damaged files
-        raise user_error("This file cannot be read as a picture: upload a PNG, JPEG or WebP.") from error
-    if width * height > MAX_PIXELS:
-        raise user_error(
-            f"The picture has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million: shrink it first."
-        )
-    return payload.path
+
+    is_template = True  # gradio shows it as its base
+
+    def preprocess(self, payload: gr.data_classes.ImageData | None) -> str | None:
+        """The path of an uploaded picture.
+
+        Raises:
+            gr.Error: if it cannot be opened as a picture or has more than `MAX_PIXELS`.
+        """
+        if payload is None:
+            return None
+        try:
+            with PIL.Image.open(payload.path, formats=FORMATS) as picture:
+                width, height = picture.size
+        except Exception as error:  # decoders raise whatever they like on damaged files
+            raise user_error("This file cannot be read as a picture: upload a PNG, JPEG or WebP.") from error
+        if width * height > MAX_PIXELS:
+            raise user_error(
+                f"The picture has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million: shrink it first."
+            )
+        return payload.path
 
 
 def parse_seed(text: str) -> int:
@@ -126,44 +143,67 @@ def bar(done: int, total: int, unit: str = "steps") -> str:
     return f"{done} of {total} {unit}<br><progress value={done} max={total}></progress>"
 
 
-def build(pipe) -> gr.Blocks:
-    """The page around a pipeline."""
-    pipe.set_progress_bar_config(disable=True)
-    pipe.warned.add("background")  # `see` warns of it
+def load(checkpoint: loading.Checkpoint) -> tuple:
+    """The pipeline of a checkpoint, and its student's, if its folder has one and no LoRA is asked for."""
+    print(checkpoint.describe(), file=sys.stderr)
+    folder, loras = checkpoint.find()
+    has_one = not loras and (folder / "student" / loading.LORA_FILE).is_file()
+    return checkpoint.load(), replace(checkpoint, lora=folder / "student").load() if has_one else None
 
-    def check(picture):
-        """Reads an uploaded picture to its end."""
-        try:
-            read_picture(picture, "The file")
-        except ValueError as error:
-            raise user_error(options.one_line(error)) from error
 
-    def see(picture, remove_background=True, centre=False, foreground_ratio=FOREGROUND_RATIO):
+def describe(pipe) -> str:
+    """What the page is, in Markdown."""
+    edge = pipe.default_size[1] // 2
+    small = f" This is the small checkpoint to try it with, whose views have {edge} pixels." if edge < SMALL else ""
+    return (
+        f"# Zero123++\nOne picture of an object in, six consistent views of it out.{small} [Paper]({PAPER}) ·"
+        f" [checkpoints and their licence]({REPOSITORY})"
+    )
+
+
+def build(pipe, student=None) -> gr.Blocks:
+    """The page around a pipeline, and around its student of few steps, if it has one."""
+    for one in filter(None, (pipe, student)):
+        one.set_progress_bar_config(disable=True)
+        one.warned.add("background")  # `see` warns of it
+
+    def see(
+        picture, remove_background=True, centre=False, foreground_ratio=FOREGROUND_RATIO, warn=lambda message: None
+    ):
         """What the model sees of a picture, RGB; None of none."""
         if picture is None:
             return None
         background, ratio = "auto" if remove_background else "keep", foreground_ratio if centre else None
         try:
-            prepared = prepare(read_picture(picture, "The picture"), background, ratio, warn=gr.Warning)
+            prepared = prepare(read_picture(picture, "The picture"), background, ratio, warn=warn)
             return pad_to_square(load_pictures(prepared, "picture")[0])
         except (MemoryError, OSError, ValueError) as error:
             raise user_error(options.one_line(error)) from error
 
+    def look(*given):
+        """[`see`], which says what is doubtful once, and not again when views are made."""
+        return see(*given, warn=lambda message: gr.Warning(html.escape(message)))
+
     @on_gpu
-    def denoise(picture, steps, guidance_scale, seed):
+    def denoise(picture, steps, guidance_scale, seed, fast=False):
         """Yields ("shown", (step, tile)) while the tile forms, then ("done", (tile, views))."""
+        model = student if fast else pipe
 
         def work(show):
-            result = pipe(
+            result = model(
                 picture,
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
+                num_inference_steps=None if fast else steps,
+                guidance_scale=None if fast else guidance_scale,
                 generator=torch.Generator().manual_seed(seed),
-                callback_on_step_end=Preview(pipe, picture, show),
+                callback_on_step_end=Preview(model, picture, show),
             )
             return result.images[0], result.views[0]
 
         yield from in_steps(work)
+
+    def shown(views, transparent):
+        """Views as the page shows them."""
+        return [cut_out(view) for view in views or ()] if transparent else views
 
     def generate(
         picture,
@@ -174,114 +214,174 @@ def build(pipe) -> gr.Blocks:
         guidance_scale=pipe.config.default_guidance_scale,
         seed="0",
         upscale=False,
+        transparent=False,
+        faces=options.NUM_FACES,
+        fast=False,
     ):
-        """Six views of the object in a picture. Yields tile, views, turntable, mesh, archive and progress: first the
-        tile and the progress alone, while it forms, then all.
+        """Six views of the object in a picture. Yields tile, views, mesh, archive, progress and the views as they were
+        made: first the tile and the progress alone, while it forms, then all.
         """
-        if picture is None:
-            raise user_error("There is no picture yet: upload one, or choose an example.")
-        seed = parse_seed(seed)
+        seed = begin(picture, seed)
         picture = see(picture, remove_background, centre, foreground_ratio)
+        steps = student.config.default_num_inference_steps if fast else steps
         try:
-            yield None, None, None, None, None, bar(0, steps)
-            for kind, value in denoise(picture, steps, guidance_scale, seed):
+            yield None, None, None, None, bar(0, steps), None
+            for kind, value in denoise(picture, steps, guidance_scale, seed, fast):
                 if kind == "shown":
-                    yield value[1], None, None, None, None, bar(value[0], steps)
+                    yield value[1], None, None, None, bar(value[0], steps), None
             tile, views = value
             if upscale:
                 upscaler, small = Upscaler(pipe.device.type), tile
                 for i, view in enumerate(views):
-                    yield small, None, None, None, None, bar(i, len(views), "enlarged views")
+                    yield small, None, None, None, bar(i, len(views), "enlarged views"), None
                     views[i] = upscaler(view)
                 tile = join_views(views)
+            yield tile, shown(views, transparent), None, None, "making the mesh", views
             with tempfile.TemporaryDirectory() as folder:  # the page keeps copies of its own
                 result = Path(folder, "views")
                 result.mkdir()
                 picture.save(result / "input.png")
-                write_result(result, pipe, tile, views, EXPORTS)
-                write_turntable(views, result / "turntable.webp")
+                write_result(result, pipe, tile, views, EXPORTS, faces=faces)
                 archive = shutil.make_archive(str(result), "zip", folder, "views")
                 mesh = result / "glb" / "mesh.glb"
                 mesh = str(mesh) if mesh.exists() else None
-                yield tile, views, str(result / "turntable.webp"), mesh, archive, bar(steps, steps)
+                yield tile, shown(views, transparent), mesh, archive, bar(steps, steps), views
         except (MemoryError, OSError, ValueError, torch.OutOfMemoryError) as error:
             raise user_error(options.one_line(error)) from error
 
+    def begin(picture, seed) -> int:
+        """Checks what a run needs before it waits in the queue, and returns the seed."""
+        if picture is None:
+            raise user_error("There is no picture yet: upload one, or choose an example.")
+        return parse_seed(seed)
+
     with gr.Blocks(title="Zero123++", delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as page:
-        gr.Markdown("# Zero123++\nOne picture of an object in, six consistent views of it out.")
+        gr.Markdown(describe(pipe))
+        plain, tools = gr.State(), ["download", "fullscreen"]
         with gr.Row():
             with gr.Column():
-                picture = gr.Image(label="Picture", sources=["upload", "clipboard"], elem_id="picture")
-                picture.preprocess = read_upload  # gradio's own fails without words
-                with gr.Row():
-                    cut = gr.Checkbox(True, label="Remove the background, if there is one", elem_id="cut")
-                    centre = gr.Checkbox(label="Centre the object")
-                ratio = gr.Slider(0.5, 1, FOREGROUND_RATIO, label="Object's share of the picture, when centred")
-                steps = gr.Slider(
-                    1, MAX_STEPS, pipe.config.default_num_inference_steps, step=1, label="Steps", elem_id="steps"
-                )
-                guidance = gr.Slider(1, 10, pipe.config.default_guidance_scale, label="Guidance")
-                # A browser's numbers are exact up to 2**53 only, and seeds are larger
-                with gr.Row():
-                    seed = gr.Textbox("0", label="Seed", max_lines=1, elem_id="seed")
-                    dice = gr.Button("Random seed", elem_id="dice")
-                upscale = gr.Checkbox(label=f"Enlarge the views {SCALE} times (slow on a CPU)", elem_id="upscale")
+                picture = Picture(label="Picture", sources=["upload", "clipboard"], height=260, elem_id="picture")
                 with gr.Row():
                     button = gr.Button("Generate", variant="primary", elem_id="generate")
                     stop = gr.Button("Stop", interactive=False, elem_id="stop")
-                gr.Examples(
-                    [[str(path)] for path in sorted((loading.ROOT / "examples" / "images").glob("*.png"))], [picture]
+                examples = gr.Examples(
+                    [[str(path)] for path in sorted((loading.ROOT / "examples" / "images").glob("*.png"))],
+                    [picture],
+                    elem_id="examples",
                 )
+                with gr.Accordion("Settings", open=False, elem_id="settings"):
+                    fast = gr.Checkbox(
+                        label="Fast: the student's few steps, without guidance", visible=bool(student), elem_id="fast"
+                    )
+                    cut = gr.Checkbox(True, label="Remove the background, if there is one", elem_id="cut")
+                    centre = gr.Checkbox(label="Centre the object")
+                    ratio = gr.Slider(0.5, 1, FOREGROUND_RATIO, label="Object's share of the picture, when centred")
+                    steps = gr.Slider(
+                        1,
+                        MAX_STEPS,
+                        pipe.config.default_num_inference_steps,
+                        step=1,
+                        label="Steps",
+                        info="More steps take longer and add detail.",
+                        elem_id="steps",
+                    )
+                    guidance = gr.Slider(
+                        1,
+                        10,
+                        pipe.config.default_guidance_scale,
+                        label="Guidance",
+                        info="A larger scale follows the picture more closely, and too large a one burns colours.",
+                    )
+                    with gr.Row():
+                        dice = gr.Checkbox(True, label="Random seed", elem_id="dice")
+                        # A browser's numbers are exact up to 2**53 only, and seeds are larger
+                        seed = gr.Textbox("0", label="Seed", max_lines=1, elem_id="seed")
+                    upscale = gr.Checkbox(label=f"Enlarge the views {SCALE} times (slow on a CPU)", elem_id="upscale")
+                    faces = gr.Slider(1000, 100_000, options.NUM_FACES, step=1000, label="Faces of the mesh, about")
             with gr.Column():
-                seen = gr.Image(
-                    label="What the model sees", interactive=False, format="png", height=200, elem_id="seen"
-                )
+                image = {"interactive": False, "format": "png", "buttons": tools}
                 progress = gr.HTML(elem_id="bar")
-                tile = gr.Image(label="Tile", interactive=False, format="png", height=480, elem_id="tile")
-                turntable = gr.Image(label="Turntable", interactive=False, height=320, elem_id="turntable")
+                tile = gr.Image(label="Tile", height=400, elem_id="tile", **image)
+                seen = gr.Image(label="What the model sees", height=200, elem_id="seen", **image)
             with gr.Column():
                 views = gr.Gallery(
-                    label="Views", columns=2, height="auto", interactive=False, format="png", elem_id="views"
+                    label="Views",
+                    columns=3,
+                    height="auto",
+                    interactive=False,
+                    format="png",
+                    buttons=tools,
+                    elem_id="views",
                 )
+                clear = gr.Checkbox(label="Views without their background", elem_id="clear")
                 mesh = gr.Model3D(label="Mesh: a quick look", interactive=False, height=320, elem_id="mesh")
-                mesh_file = gr.File(label="mesh", visible=False)
-                archive = gr.DownloadButton("Download all, with cameras", interactive=False, elem_id="archive")
-
-        def buttons(runs: bool, archived: bool = False):
-            """The buttons while views are made, or not."""
-            return gr.Button(interactive=not runs), gr.Button(interactive=runs), gr.Button(interactive=archived)
+                with gr.Row():
+                    mesh_file = gr.DownloadButton("Download the mesh", interactive=False, elem_id="mesh_file")
+                    archive = gr.DownloadButton("Download all, with cameras", interactive=False, elem_id="archive")
 
         private = {"api_visibility": "private"}
-        controls = [button, stop, archive]
+        controls, results = [button, stop, archive, mesh_file], [tile, views, mesh_file, archive, progress, plain]
+
+        def buttons(runs: bool, mesh: str | None = None, archive: str | None = None):
+            """The buttons while views are made, or not, and of what there is to download."""
+            downloads = gr.DownloadButton(interactive=bool(archive)), gr.DownloadButton(interactive=bool(mesh))
+            return gr.Button(interactive=not runs), gr.Button(interactive=runs), *downloads
+
+        def start(picture, dice, seed):
+            """Refuses what cannot be made before it waits, and draws the seed."""
+            seed = str(random.randrange(2**32)) if dice else seed
+            begin(picture, seed)
+            return *buttons(True), seed, None
+
+        def empty():
+            """The page without results."""
+            return *buttons(False), *[None] * len(results), None
+
         looked = gr.on(
             [picture.change, cut.change, centre.change, ratio.release],
-            see,
+            look,
             [picture, cut, centre, ratio],
             seen,
             show_progress_on=seen,
+            concurrency_limit=4,
             **private,
         )
-        looked.failure(lambda: None, None, seen, **private)
-        picture.upload(check, picture, None, **private).failure(lambda: None, None, picture, **private)
-        dice.click(lambda: str(random.randrange(2**32)), None, seed, **private)
-        started = button.click(lambda: buttons(True), None, controls, js=SCROLL, queue=False, **private)
-        made = started.then(
-            generate,
-            [picture, cut, centre, ratio, steps, guidance, seed, upscale],
-            [tile, views, turntable, mesh_file, archive, progress],
-            concurrency_limit=1,
-            show_progress="hidden",
-            api_name="generate",
-        )
-        made.success(lambda: buttons(False, True), None, controls, **private)
-        made.failure(lambda: (*buttons(False), ""), None, [*controls, progress], **private)
-        # gradio draws a mesh that an event returns, but not the first one that a generator yields
-        made.success(lambda path: path, mesh_file, mesh, **private)
-        stop.click(lambda: (*buttons(False), ""), None, [*controls, progress], cancels=made, queue=False, **private)
+        looked.failure(lambda: (None, None), None, [picture, seen], **private)
+        runs = []
+        for event in (button.click, examples.load_input_event.then):
+            at_once = {"concurrency_limit": None, "show_progress": "hidden"}  # gradio says no errors of queue=False
+            started = event(start, [picture, dice, seed], [*controls, seed, mesh], **at_once, **private)
+            started.success(None, None, None, js=SCROLL, queue=False, **private)
+            made = started.success(
+                generate,
+                [picture, cut, centre, ratio, steps, guidance, seed, upscale, clear, faces, fast],
+                results,
+                concurrency_limit=1,
+                concurrency_id="generate",
+                show_progress="hidden",
+                api_name="generate",
+                api_visibility="private" if runs else "public",
+            )
+            made.success(lambda *made: buttons(False, *made), [mesh_file, archive], controls, **private)
+            made.failure(empty, None, [*controls, *results, mesh], **private)
+            # gradio draws a mesh that an event returns, but not the first one that a generator yields
+            made.success(lambda path: path, mesh_file, mesh, **private)
+            runs.append(made)
+        clear.change(shown, [plain, clear], views, show_progress="hidden", **private)
+        stop.click(empty, None, [*controls, *results, mesh], cancels=runs, queue=False, **private)
     return page.queue(max_size=MAX_WAITING)
 
 
 def launch(page: gr.Blocks, **options):
-    """Opens the page, with its limits; `options` are those of `gr.Blocks.launch`."""
+    """Opens the page, with its limits; `options` are those of `gr.Blocks.launch`. The first photograph needs rembg,
+    whose import compiles for a minute, during which nobody should wait.
+    """
+    threading.Thread(target=import_rembg, daemon=True).start()
     theme = gr.themes.Default(font="sans-serif", font_mono="monospace")  # the usual one asks another host for fonts
-    return page.launch(max_file_size=MAX_FILE_SIZE, theme=theme, css=CSS, **options)
+    return page.launch(max_file_size=MAX_FILE_SIZE, theme=theme, css=CSS, quiet=True, **options)
+
+
+def import_rembg():
+    """Imports rembg, if it is installed."""
+    with contextlib.suppress(ImportError, SystemExit):
+        importlib.import_module("rembg")

@@ -1,7 +1,6 @@
-"""Showing views: a callback that shows them while they form, and a turntable."""
+"""A callback that shows views while they form."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import PIL.Image
 import torch
@@ -9,7 +8,6 @@ import torch
 from pipeline import preprocess, unscale_image, unscale_latents
 
 SMALL_VAE = 20_000_000  # parameters up to which decoding costs next to nothing
-TURNTABLE_MS = 400  # a view
 
 
 class Preview:
@@ -52,8 +50,3 @@ class Preview:
 def with_one(latents: torch.Tensor) -> torch.Tensor:
     """Flattens latents of shape (C, h, w) to columns and adds a row of ones for the offset: (C + 1, h w)."""
     return torch.cat([latents, torch.ones_like(latents[:1])]).flatten(1)
-
-
-def write_turntable(views: list[PIL.Image.Image], path: Path):
-    """Writes the views, whose azimuths go around the object, as an endless animated WebP."""
-    views[0].save(path, save_all=True, append_images=views[1:], duration=TURNTABLE_MS, loop=0, lossless=True)
