@@ -16,7 +16,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from zero123plus import options
+from zero123plus import checks, options
+
+MAX_CHECKED = 16  # pictures up to which one that can be read is looked for before the model is loaded
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -74,27 +76,50 @@ def say(line: object):
     tqdm.write(f"generate.py: {line}", file=sys.stderr)
 
 
-def run(given: list[str], settings, batch_size: int, ray: str | None, workers: int) -> int:
+def find(o: argparse.Namespace) -> list[tuple[str, str]]:
+    """The pictures that options name, with the names of their results. What is wrong is said before torch is imported.
+
+    Raises:
+        ValueError: if an option is wrong, a result would be lost, or no picture can be read.
+    """
+    checks.check_device(o.device)
+    checks.check_packages(*(["glb"] if "glb" in o.export else []), *(["upscale"] if o.upscale else []))
+    found, left_out = checks.find_pictures(o.pictures)
+    if left_out:
+        say(f"{len(found)} pictures{checks.describe_left_out(left_out)}")
+    kept = [checks.check_target(place(o.output), name, o.overwrite, o.resume) for _, name in found]
+    errors = []
+    for url, _ in found if not any(kept) and len(found) <= MAX_CHECKED else ():
+        try:
+            checks.check_picture(url)
+            return found
+        except ValueError as error:
+            errors.append(str(error))
+    if errors:
+        raise ValueError(" ".join(errors))
+    return found
+
+
+def place(output: str) -> str:
+    """The folder or URL to write to, wherever the work is done."""
+    return output if "://" in output else str(Path(output).absolute())
+
+
+def run(found: list[tuple[str, str]], settings, batch_size: int, ray: str | None, workers: int) -> int:
     """Makes all views and returns the exit status.
 
     Args:
-        given: files, folders, patterns and URLs of pictures.
+        found: pictures and the names of their results.
         settings: a `jobs.Settings`, of each picture.
         batch_size: pictures at a time.
         ray: address of a Ray cluster, if it is to run there.
         workers: there.
     """
-    from zero123plus import exports, jobs, pictures, results, upscale  # take seconds, which --help need not wait for
+    from zero123plus import jobs, results  # take seconds, which --help and mistakes need not wait for
 
-    exports.check_exports(settings.exports)
-    if settings.upscale:
-        upscale.check_packages()
-    found, left_out = pictures.find_pictures(given)
-    if left_out:
-        say(f"{len(found)} pictures{pictures.describe_left_out(left_out)}")
     left, made_with = [], jobs.made_with(settings) if settings.resume else {}
     for job in found:
-        if not results.check_target(settings.output, job[1], settings.overwrite, settings.resume):
+        if not checks.check_target(settings.output, job[1], settings.overwrite, settings.resume):
             left.append(job)
             continue
         made_with["picture_sha256"] = jobs.read_file(job[0])[1]
@@ -114,8 +139,8 @@ def run(given: list[str], settings, batch_size: int, ray: str | None, workers: i
                 failed += result["error"] is not None
                 if result["error"]:
                     say(result["error"])
-                else:
-                    bar.write(results.join(settings.output, f"{result['name']}/tile.png"))
+                for file in results.files_of(settings.output, result["name"]) if not result["error"] else ():
+                    bar.write(file)
             bar.update(len(batch))
     return 2 if failed else 0
 
@@ -123,11 +148,12 @@ def run(given: list[str], settings, batch_size: int, ray: str | None, workers: i
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     o = parse_options(argv)
-    from zero123plus import jobs
-
     try:
+        found = find(o)
+        from zero123plus import jobs
+
         settings = jobs.Settings(
-            output=o.output if "://" in o.output else str(Path(o.output).absolute()),
+            output=place(o.output),
             checkpoint=options.parse_checkpoint(o, o.dtype),
             call={"num_inference_steps": o.steps, "guidance_scale": o.guidance},
             seed=o.seed,
@@ -139,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
             overwrite=o.overwrite,
             resume=o.resume,
         )
-        return run(o.pictures, settings, o.batch_size, o.ray, o.workers)
+        return run(found, settings, o.batch_size, o.ray, o.workers)
     except (ImportError, OSError, ValueError) as error:
         say(options.one_line(error))
         return 2

@@ -11,16 +11,8 @@ checkpoint:
 
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-
-from pipeline import load_pictures, split_views
-from zero123plus import loading
-from zero123plus.mattes import view_without_background
-from zero123plus.options import Parser, add_checkpoint_options, command, count, load_from_options, scale
-from zero123plus.pictures import read_picture, to_tile
-from zero123plus.results import put_result
+from zero123plus import checks
+from zero123plus.options import ROOT, Parser, add_checkpoint_options, command, count, load_from_options, scale
 
 
 @command
@@ -33,14 +25,28 @@ def main(argv: list[str] | None = None):
     add_checkpoint_options(parser.add_argument)
     parser.add_argument(
         "--controlnet",
-        default=str(loading.ROOT / "controlnet_normals"),
+        default=str(ROOT / "controlnet_normals"),
         help="folder, run or Hub name of a ControlNet; the shipped checkpoint's if missing",
     )
     parser.add_argument("--steps", type=count, default=28)
     parser.add_argument("--guidance", type=scale, help="guidance scale; the checkpoint's if missing")
     o = parser.parse_args(argv)
-    if o.output.exists():
-        raise ValueError(f"{o.output} exists: choose a new --output.")
+    checks.check_new(o.output)
+    checks.check_device(o.device)
+    checks.check_packages("mattes")
+    for path in filter(None, (o.picture, o.tile)):
+        checks.check_picture(str(path))
+    # They take seconds, which mistakes need not wait for
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from pipeline import load_pictures, split_views
+    from zero123plus import loading
+    from zero123plus.mattes import view_without_background
+    from zero123plus.pictures import read_picture, to_tile
+    from zero123plus.results import put_result
+
     picture = read_picture(o.picture, str(o.picture))
     truth = read_picture(o.tile, str(o.tile)) if o.tile else None
     pipe = load_from_options(o)
@@ -78,6 +84,7 @@ def main(argv: list[str] | None = None):
         Image.fromarray(matte).save(folder / "matte.png")
 
     put_result(write, str(o.output.absolute().parent), o.output.name)
+    print(*sorted(map(str, o.output.iterdir())), sep="\n")
     if truth and truth.mode == "RGBA":
         ours, true = matte > 127, np.asarray(truth)[..., 3] > 127
         print(f"mask IoU {(ours & true).sum() / max(1, (ours | true).sum()):.3f}")

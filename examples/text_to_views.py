@@ -10,27 +10,23 @@ memory at a time.
 import gc
 from pathlib import Path
 
-import torch
-from diffusers import AutoPipelineForText2Image
-from PIL import Image
-
-from zero123plus import loading
+from zero123plus import checks
 from zero123plus.options import Parser, add_checkpoint_options, command, count, load_from_options, ratio, seed
-from zero123plus.pictures import FOREGROUND_RATIO, prepare
-from zero123plus.results import put_result, write_result
 
 SUFFIX = ", single object, whole, centred, plain white background"  # what background removal and Zero123++ want
 
 
 def free():
     """Gives back the memory of models that nothing refers to any more."""
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def text_to_picture(text: str, model: str, device: str, dtype: torch.dtype, seed: int, steps: int) -> Image.Image:
-    """One picture by a text-to-image pipeline, which is gone afterwards.
+def text_to_picture(text: str, model: str, device: str, dtype, seed: int, steps: int):
+    """One PIL picture by a text-to-image pipeline, which is gone afterwards.
 
     Args:
         text: what to show.
@@ -40,6 +36,9 @@ def text_to_picture(text: str, model: str, device: str, dtype: torch.dtype, seed
         seed: of its noise.
         steps: of its denoising.
     """
+    import torch
+    from diffusers import AutoPipelineForText2Image
+
     pipe = AutoPipelineForText2Image.from_pretrained(model, dtype=dtype).to(device)
     return pipe(text, num_inference_steps=steps, generator=torch.Generator().manual_seed(seed)).images[0]
 
@@ -53,18 +52,28 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--text-model", default="stabilityai/stable-diffusion-xl-base-1.0")
     add_checkpoint_options(parser.add_argument)
     parser.add_argument("--keep-background", action="store_true", help="do not cut the object out")
-    parser.add_argument("--foreground-ratio", type=ratio, default=FOREGROUND_RATIO)
+    parser.add_argument("--foreground-ratio", type=ratio, default=0.85)
     parser.add_argument("--text-steps", type=count, default=30)
     parser.add_argument("--steps", type=count, help="denoising steps; the checkpoint's if missing")
     parser.add_argument("--seed", type=seed, default=0)
     o = parser.parse_args(argv)
-    if o.output.exists():
-        raise ValueError(f"{o.output} exists: choose a new --output.")
+    checks.check_new(o.output)
+    checks.check_device(o.device)
+    # They take seconds, which mistakes need not wait for
+    import torch
+
+    from zero123plus import loading
+    from zero123plus.pictures import prepare, rembg_session
+    from zero123plus.results import put_result, write_result
+
+    if not o.keep_background:
+        rembg_session()
     o.device = loading.choose_device(o.device)
     dtype = loading.choose_dtype(o.device)
 
     # 1. Text to picture
-    picture = text_to_picture(o.text + SUFFIX, o.text_model, o.device, dtype, o.seed, o.text_steps)
+    model = str(loading.resolve_checkpoint(o.text_model))
+    picture = text_to_picture(o.text + SUFFIX, model, o.device, dtype, o.seed, o.text_steps)
     free()
 
     # 2. Cut out and centre
@@ -80,6 +89,7 @@ def main(argv: list[str] | None = None):
         write_result(folder, pipe, result.images[0], result.views[0])
 
     put_result(write, str(o.output.absolute().parent), o.output.name)
+    print(*sorted(map(str, o.output.iterdir())), sep="\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from pipeline import AZIMUTH_STEP, COLUMNS, GREY, ROWS, load_pictures, pad_to_square
-from zero123plus.pictures import STAYS, depth_picture, find_pictures, log_once, prepare, read_picture, to_tile
+from zero123plus.checks import find_pictures
+from zero123plus.pictures import STAYS, depth_picture, log_once, prepare, read_picture, to_tile
 
 from .shards import check_shards, index_shards, read_object
 

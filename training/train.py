@@ -36,7 +36,7 @@ from transformers.hf_argparser import HfArg
 
 from pipeline import AZIMUTH_STEP, CAMERAS, Zero123PlusPipeline, split_views
 from zero123plus.loading import checkpoints_of, fingerprint, load_controlnet, set_cameras
-from zero123plus.options import Help, command, count, number, positive, share, whole
+from zero123plus.options import Help, command, count, number, positive, program, share, whole
 
 from .checkpoints import Run, gathered, load_start, write_weights
 from .data import CONDITIONS, SHARES, PictureDataset, Stream, TileDataset, TilesInMemory, collate
@@ -293,7 +293,9 @@ def parse_options(argv: list[str] | None) -> Options:
     """Reads the command line; the phase fills in what is not given."""
     groups = SourceOptions, OptimiserOptions, MachineOptions, RunOptions
     usage = "python -m training.train --phase PHASE --checkpoint CHECKPOINT --data DATA --output OUTPUT [OPTION ...]"
-    parser = HfArgumentParser(groups, description="Train Zero123++.", formatter_class=Help, usage=usage)
+    parser = HfArgumentParser(
+        groups, description="Train Zero123++.", formatter_class=Help, usage=usage, prog=program()
+    )
     parts = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     o = Options(**{name: value for part in parts for name, value in vars(part).items()})
     for name, value in {"optimizer": "adamw", "lora_rank": 0, "pictures": 1, **PHASES[o.phase]}.items():

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from pipeline import GREY
 
-from .mesh import build_mesh, check_packages, surface_points, write_glb
+from .mesh import build_mesh, surface_points, write_glb
 from .options import NUM_FACES
 
 logger = logging.getLogger(__name__)
@@ -119,13 +119,3 @@ def write_mesh(folder: Path, views: list[PIL.Image.Image], poses, intrinsics, fa
 #   intrinsics: shape (3, 3), in pixels.
 # A ValueError says why the views cannot be written so; the other files of a result are written all the same.
 EXPORTS = {"nerfstudio": write_nerfstudio, "colmap": write_colmap, "glb": write_mesh}
-
-
-def check_exports(forms):
-    """Checks, before any work, that what some keys of `EXPORTS` need is installed.
-
-    Raises:
-        ValueError: if a package is missing.
-    """
-    if "glb" in forms:
-        check_packages()

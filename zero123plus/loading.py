@@ -9,18 +9,21 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import diffusers
 import numpy as np
 import safetensors.torch
 import torch
+import transformers
 from diffusers import ControlNetModel
 from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError, filter_repo_objects
 
 from pipeline import Zero123PlusPipeline, preset_of
 
+from .options import ROOT, one_line
+
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parent.parent  # of this repository, which is the checkpoint that ships with it
 STUDENT = ROOT / "student"  # its LoRA for few steps, where there is one
 LORA_FILE = "pytorch_lora_weights.safetensors"
 RUN_FILE = "run.json"  # what a training run says of itself in each of its checkpoints, and a ControlNet of its cameras
@@ -109,7 +112,7 @@ def resolve_checkpoint(name: str | Path, pickle: bool = False, revision: str | N
         return Path(snapshot_download(str(name), **chosen, **wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ValueError(
-            f"{name} is no folder here, and cannot be had from the Hub ({' '.join(str(error).split())[:200]}): check"
+            f"{name} is no folder here, and cannot be had from the Hub ({one_line(error, 300)}): check"
             " the name, the network, and that the folder HF_HOME names can be written to."
         ) from error
 
@@ -196,7 +199,7 @@ def naming(name: str | Path):
     except Exception as error:
         if isinstance(error, ValueError) and len(str(error)) < 1000:
             raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300)
         raise ValueError(f"{name} cannot be loaded: {reason}") from error
 
 
@@ -218,6 +221,8 @@ def load_components(
     check_kind(folder)
     check_weights(folder, pickle)
     with naming(folder):
+        for package in (diffusers, transformers):
+            package.utils.logging.disable_progress_bar()  # loading takes a second; downloads have bars of their own
         options = {"use_safetensors": None if pickle else True, "variant": find_variant(folder.glob("*/*"))}
         pipe = Zero123PlusPipeline.from_pretrained(folder, dtype=dtype, **options)
     if cameras is not None:

@@ -1,10 +1,9 @@
 """A textured mesh of the object in six views: the visual hull of their silhouettes, for a quick look on a CPU.
 
 It is no reconstruction: what no silhouette shows, such as the inside of a cup, is filled. For quality use the exports
-with nerfstudio or gsplat. Needs the packages of `PACKAGES`.
+with nerfstudio or gsplat. Needs the packages of `checks.PACKAGES`.
 """
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +15,10 @@ from scipy.spatial import cKDTree
 
 from pipeline import RADIUS
 
+from .checks import check_packages
 from .options import NUM_FACES
 from .pictures import cut_out
 
-# By name of the module, for surface, file, fewer faces and texture
-PACKAGES = {
-    "skimage": "scikit-image",
-    "trimesh": "trimesh",
-    "fast_simplification": "fast-simplification",
-    "xatlas": "xatlas",
-}
 MIN_GRID, MAX_GRID = 128, 192  # voxels of an edge, for meshes
 POINT_GRID = 64  # for points
 TRIM_SIGMA, TRIM_LEVEL = 2.5, 0.62  # voxels of `MIN_GRID`; share of a voxel's surroundings that must be solid
@@ -57,16 +50,6 @@ class Mesh:
     normals: np.ndarray
     corners: np.ndarray
     texture: np.ndarray
-
-
-def check_packages():
-    """Checks that what [`build_mesh`] and [`write_glb`] need is installed.
-
-    Raises:
-        ValueError: if a package is missing.
-    """
-    if not all(map(importlib.util.find_spec, PACKAGES)):
-        raise ValueError(f"A mesh needs the packages of `pip install {' '.join(PACKAGES.values())}`.")
 
 
 def to_world(voxels: np.ndarray, grid: int) -> np.ndarray:
@@ -299,7 +282,7 @@ def build_mesh(
     """Makes a mesh, of about so many faces, of six views. For arguments and errors see [`find_solid`] and
     [`check_packages`].
     """
-    check_packages()
+    check_packages("glb")
     grid = int(np.clip(views[0].height, MIN_GRID, MAX_GRID))
     hull, *seen = find_solid(views, poses, intrinsics, grid)
     mesh = surface(hull, faces)

@@ -5,13 +5,13 @@ import copy
 import dataclasses
 import functools
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+ROOT = Path(__file__).resolve().parent.parent  # of this repository, which is the checkpoint that ships with it
 # What options can be, here because the modules of these things take seconds to import, which --help need not wait for
 CAMERAS = ("v1.1", "v1.2")  # of `pipeline.CAMERAS`
 DTYPES = ("float32", "float16", "bfloat16")
@@ -74,8 +74,7 @@ class Parser(argparse.ArgumentParser):
     """The parser of every command. It takes `--some_option` for `--some-option`, which the help shows."""
 
     def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=Help)
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a torchvision that is not needed
+        super().__init__(prog=program(), description=description, formatter_class=Help)
 
     def parse_known_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
         known = []
@@ -86,20 +85,32 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(known, namespace)
 
 
-def one_line(error: BaseException) -> str:
-    """An error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+def program() -> str:
+    """The name of the command that runs: generate.py, or python -m training.train."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
+
+
+def one_line(error: BaseException, most: int = 10_000) -> str:
+    """An error in one line, of its first sentences where it is longer than `most` characters."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    if len(line) <= most:
+        return line
+    return line[: line.rfind(". ", 0, most) + 1] or line[: line.rfind(" ", 0, most)] + " ..."
 
 
 def command(main: Callable) -> Callable:
-    """Decorates the function of a command line: an error that its input causes ends it with one line."""
+    """Decorates the function of a command line: an error that its input causes ends it with one line and status 2."""
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None):
         try:
             return main(argv)
         except (ImportError, OSError, ValueError, SafetensorError) as error:  # the last on a full disk
-            raise SystemExit(one_line(error)) from error
+            print(f"{program()}: {one_line(error)}", file=sys.stderr)
+            ended = SystemExit(one_line(error))
+            ended.code = 2
+            raise ended from error
 
     return run
 

@@ -1,38 +1,27 @@
-"""Pictures: finding and reading them, cutting the object out, centring it, and tiles to control it with."""
+"""Pictures: reading them, cutting the object out, centring it, and tiles to control it with."""
 
 import functools
 import logging
 import os
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import fsspec
 import numpy as np
 import PIL.Image
 import PIL.ImageFilter
 import PIL.ImageOps
-from fsspec.implementations.local import LocalFileSystem
 from scipy import ndimage
 
 from pipeline import COLUMNS, ENCODED_EDGE, GREY, MAX_EDGE, PLAIN_SHARE, ROWS, border_of, is_grey, to_8_bits, to_srgb
 
+from .checks import FORMATS, MAX_PIXELS
+from .checks import HEIF_SUFFIXES as HEIF_SUFFIXES
+from .checks import SUFFIXES as SUFFIXES
+from .checks import describe_left_out as describe_left_out
+from .checks import find_pictures as find_pictures
+
 logger = logging.getLogger(__name__)
-
-MAX_PIXELS = 100_000_000  # of a file that is read
-# What people have pictures in: PIL's names of the formats, recognised by content, and the suffixes that folders are
-# searched for. PIL knows many more, some of which start other programs.
-FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"]
-SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif"}
-HEIF_SUFFIXES = {".heic", ".heif"}
-LAST = "cameras.json"  # the last file of a result that is written: a folder that has it is a whole result
-try:
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-    FORMATS, SUFFIXES = [*FORMATS, "HEIF"], SUFFIXES | HEIF_SUFFIXES
-except ImportError:
-    pass
 
 REMBG_HOST = "https://github.com"  # which it downloads its models from
 REMBG_MODEL = "u2net"  # Apache-2.0; the default of newer versions of rembg is not for commercial use
@@ -43,85 +32,6 @@ BACKGROUNDS = ("auto", "remove", "keep")  # what [`prepare`] does with that of a
 STAYS = "The background stays"  # what the warning of one that cannot be removed begins with
 FOREGROUND_RATIO = 0.85  # of the object's larger side to the square, where a picture is cut out here
 CONNECT_SECONDS = 5  # until a host that does not answer counts as out of reach
-
-
-# ---- Finding ----
-
-
-def find_pictures(given: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Finds the pictures that files, folders (with those below), patterns and URLs name. What is hidden in a folder is
-    passed over.
-
-    Returns:
-        For each picture its path or URL and the name of its result's folder: in a folder its relative path, else its
-        stem. And the files of folders that are left out, because their suffix is no picture's or they are part of a
-        result.
-
-    Raises:
-        ValueError: if one names no picture, a name cannot be a folder's, or two results would have one name or lie
-            within each other.
-    """
-    found, left_out = {}, []
-    for name in given:
-        try:
-            fs, path = fsspec.core.url_to_fs(name)
-        except ImportError as error:
-            raise ValueError(f"{name} needs another package: {error}.") from error
-        if fs.isdir(path):
-            files = {p for p in fs.find(path) if not is_hidden(PurePosixPath(p).relative_to(path))}
-            paths = {p for p in files if PurePosixPath(p).suffix.lower() in SUFFIXES}
-            paths = sorted(paths - in_results(files))
-            left_out += sorted(files.difference(paths))
-            keys = [str(PurePosixPath(p).relative_to(path).with_suffix("")) for p in paths]
-        else:
-            paths = sorted(fs.glob(path)) if set(name) & set("*?[") and not fs.exists(path) else [path]
-            keys = [PurePosixPath(p).stem for p in paths]
-        if not paths:
-            raise ValueError(f"{name} has no pictures{describe_left_out(left_out)}.")
-        rest = "".join(name.partition("::")[1:])  # the archive of a chained URL
-        for path, key in zip(paths, keys):
-            url = path if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path) + rest
-            check_key(key, url)
-            if found.setdefault(key, url) != url:
-                raise ValueError(f"{url} and {found[key]} would both be written to {key}: rename one.")
-    for key, url in found.items():
-        for parent in PurePosixPath(key).parents:
-            if str(parent) in found:
-                raise ValueError(
-                    f"{url} would be written to {key}, inside of the result of {found[str(parent)]}: rename one."
-                )
-    return [(url, key) for key, url in found.items()], left_out
-
-
-def is_hidden(path: PurePosixPath) -> bool:
-    """Whether a part of a path begins with a dot."""
-    return any(part.startswith(".") for part in path.parts)
-
-
-def in_results(files: set[str]) -> set[str]:
-    """Those of a folder's files that are part of a result (`results.write_result`)."""
-    last = {path for path in map(PurePosixPath, files) if path.name == LAST}
-    folders = {path.parent for path in last if str(path.with_name("tile.png")) in files}
-    return {path for path in files if not folders.isdisjoint(PurePosixPath(path).parents)}
-
-
-def describe_left_out(left_out: list[str]) -> str:
-    """A clause that counts and names the files that are left out; empty without any."""
-    if not left_out:
-        return ""
-    names = ", ".join(PurePosixPath(path).name for path in left_out[:5]) + (", ..." if len(left_out) > 5 else "")
-    heif = any(PurePosixPath(path).suffix.lower() in HEIF_SUFFIXES for path in left_out)
-    return f" ({len(left_out)} files are left out: {names}{'; `pip install pillow-heif` reads HEIC' if heif else ''})"
-
-
-def check_key(key: str, url: str):
-    """Checks that a result's name is a path below the output.
-
-    Raises:
-        ValueError: if a part of it is empty, `.` or `..`.
-    """
-    if not key or {"", ".", ".."} & set(key.split("/")):
-        raise ValueError(f"{url} would be written to {key!r}, which is no name of a folder: rename it.")
 
 
 # ---- Reading ----

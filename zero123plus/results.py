@@ -12,69 +12,22 @@ import numpy as np
 import PIL.Image
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline import COLUMNS, ROWS
-
 from . import files
+from .checks import LAST, NAMES, check_target, join, names_in
+from .checks import is_done as is_done
 from .exports import EXPORTS
 from .mesh import GLTF_TO_WORLD
 from .options import NUM_FACES
-from .pictures import LAST, cut_out
+from .pictures import cut_out
 
 logger = logging.getLogger(__name__)
 
-NAMES = {LAST, "tile.png", *(f"view_{i}.png" for i in range(ROWS * COLUMNS)), *EXPORTS}
 
-
-def join(output: str, name: str) -> str:
-    """Path or URL of `name` in `output`."""
-    return f"{output.rstrip('/') or '/'}/{name}"
-
-
-def is_done(output: str, name: str) -> bool:
-    """Whether a result is there and whole."""
+def files_of(output: str, name: str) -> list[str]:
+    """Paths or URLs of the files of a result, as far as generate.py writes them."""
     fs, path = fsspec.core.url_to_fs(join(output, name))
-    return fs.exists(f"{path}/{LAST}")
-
-
-def names_in(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
-    """Names of what a folder holds."""
-    return [PurePosixPath(entry).name for entry in fs.ls(path, detail=False)]
-
-
-def check_target(output: str, name: str, overwrite: bool, resume: bool = False) -> bool:
-    """Checks that a result can be written without losing anything.
-
-    Args:
-        output: folder or URL.
-        name: of the result's folder in it.
-        overwrite: whether an earlier result may be replaced.
-        resume: whether an earlier result is to be kept.
-
-    Returns:
-        Whether there is an earlier result, to be kept.
-
-    Raises:
-        ValueError: if something else has the name, the name lies outside of the output or inside of another result, or
-            there is a result and neither `overwrite` nor `resume`.
-    """
-    fs, path = fsspec.core.url_to_fs(join(output, name))
-    local = isinstance(fs, LocalFileSystem)
-    if local:
-        root = Path(output).resolve()
-        if root not in Path(path).resolve().parents:
-            raise ValueError(f"{path} does not lie below {output}: rename the picture, or remove the link.")
-    for parent in PurePosixPath(name).parents[:-1]:
-        if is_done(output, str(parent)):
-            raise ValueError(f"{path} would lie inside of the result {parent}: choose another --output.")
-    if is_done(output, name):
-        if not (overwrite or resume):
-            raise ValueError(f"{path} exists: choose another --output, --overwrite it, or --resume.")
-        return resume and not overwrite
-    # Elsewhere a folder does not appear whole, and a run that was killed leaves a part of it
-    partial = not local and fs.isdir(path) and set(names_in(fs, path)) <= NAMES
-    if fs.exists(path) and not (partial and (overwrite or resume)):
-        raise ValueError(f"{path} exists and is no result (it has no {LAST}): choose another --output, or move it.")
-    return False
+    files = (file.removeprefix(path).lstrip("/") for file in sorted(fs.find(path)))
+    return [join(output, f"{name}/{file}") for file in files if PurePosixPath(file).parts[0] in NAMES]
 
 
 def write_result(

