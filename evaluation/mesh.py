@@ -6,6 +6,8 @@
     name python -m evaluation.mesh --objects meshes --renders data/heldout --draw FILE duck robot   # views, mesh, two
     sides
 
+`--texture` paints the objects' own meshes with their true views, and with those of the shipped depth ControlNet.
+
 Volume IoU compares with the object itself, normalised in Blender and filled on a grid. Re-rendered, the mesh is seen
 by the six cameras with its own texture and no light, on grey. Needs `bpy` and the packages of a mesh.
 """
@@ -13,10 +15,12 @@ by the six cameras with its own texture and no light, on grey. Needs `bpy` and t
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import bpy
 import numpy as np
+import torch
 from PIL import Image
 from scipy import sparse
 from tqdm import tqdm
@@ -26,13 +30,17 @@ from training import blender
 from training.data import on_grey, select_views
 from training.render import file_items
 from training.shards import index_shards, read_member, read_object
-from zero123plus.mesh import Mesh, build_mesh
+from zero123plus import loading
+from zero123plus.mesh import Mesh, build_mesh, depth_maps, paint
 from zero123plus.options import Parser, command, count
+from zero123plus.pictures import cut_out, depth_tile
 
 from . import metrics
 from .evaluate import mean_and_error
 
 GRID = 128  # voxels of an edge, for volumes
+SIZE = 256  # pixels of views, for textures
+CONTROL_SCALE = 3.0  # of the ControlNet that ships
 
 
 def crossings(vertices: np.ndarray, faces: np.ndarray, grid: int) -> np.ndarray:
@@ -91,18 +99,9 @@ def true_mesh(item: dict, azimuth: float) -> tuple[np.ndarray, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         blender.load_object(item, folder)
     blender.normalise()
-    found, count = ([], []), 0
-    for instance in bpy.context.evaluated_depsgraph_get().object_instances:
-        thing = instance.object
-        if thing.type != "MESH" or thing.hide_render:
-            continue
-        data, matrix = thing.to_mesh(), instance.matrix_world.copy()
-        data.calc_loop_triangles()
-        found[0].extend(matrix @ vertex.co for vertex in data.vertices)
-        found[1].extend(np.array(triangle.vertices) + count for triangle in data.loop_triangles)
-        count = len(found[0])
+    vertices, faces, _ = blender.shown_faces()
     c, s = np.cos(np.radians(azimuth)), np.sin(np.radians(azimuth))
-    return np.array(found[0]) @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]), np.array(found[1])
+    return vertices @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]), faces
 
 
 def render_mesh(mesh: Mesh, cameras, size: int) -> np.ndarray:
@@ -182,6 +181,47 @@ def measure_mesh(entry: dict, source: dict, predictions: Path | None) -> dict:
     }
 
 
+def render_sides(cameras: Cameras) -> np.ndarray:
+    """Six renders of the scene, RGBA of `SIZE` pixels in [0, 1], shape (6, `SIZE`, `SIZE`, 4)."""
+    with tempfile.TemporaryDirectory() as folder:
+        views = [blender.render_view(camera, SIZE, folder)["rgba"] for camera in blender.tile_cameras(cameras)]
+    return np.stack(views) / 255
+
+
+def measure_texture(entry: dict, source: dict, pipe) -> dict:
+    """Paints an object's own mesh, and compares it from six other cameras with the object: with its true views, of
+    `SIZE` pixels, and with the views that a pipeline with a depth ControlNet makes of its input, beside one colour.
+    """
+    record, item = json.loads(read_member(entry, "json")), read_object(entry)
+    preset, first = CAMERAS[record["cameras"]["preset"]], record["cameras"]["inputs"][0]["azimuth"]
+    cameras = Cameras(tuple(first + azimuth for azimuth in preset.azimuths), preset.elevations, preset.fov)
+    others = Cameras(tuple(first + 60 * k for k in range(6)), (5.0,) * 6, preset.fov)
+    blender.reset_scene(8)
+    with tempfile.TemporaryDirectory() as folder:
+        blender.load_object(source, folder)
+        solid, _ = blender.shown_mesh(item["name"])
+        hdri = next(path for path in blender.hdri_paths() if path.name == record["light"]["hdri"])
+        blender.light(hdri, record["light"]["rotation"], record["light"]["strength"])
+        views, truth = render_sides(cameras), render_sides(others)
+    start = time.perf_counter()
+    painted, seen = paint(solid, views[..., :3], views[..., 3], cameras.poses(), cameras.intrinsics(SIZE, SIZE))
+    scores = {"share seen": seen.sum(), "seconds": time.perf_counter() - start}
+    shown, grey = truth[..., 3] > 0.5, on_grey(np.round(255 * truth).astype(np.uint8)) / 255
+    scores["PSNR on the object"] = metrics.psnr(render_mesh(painted, others, SIZE)[shown], grey[shown])
+
+    edge = pipe.default_size[1] // 2
+    depths = depth_maps(solid.vertices, solid.faces, cameras.poses(), pipe.camera_intrinsics(edge, edge), edge)
+    control = depth_tile(depths, np.isfinite(depths))
+    made = pipe(Image.fromarray(item["inputs"][0]), control_image=control, generator=torch.Generator().manual_seed(0))
+    cut = np.stack([np.asarray(cut_out(view)) for view in made.views[0]]) / 255
+    options = cut[..., :3], cut[..., 3], cameras.poses(), pipe.camera_intrinsics(edge, edge)
+    painted, _ = paint(solid, *options)
+    scores["LPIPS, generated views"] = metrics.lpips(render_mesh(painted, others, SIZE), grey)
+    painted.texture[:] = cut[cut[..., 3] > 0.5][:, :3].mean(0)
+    scores["LPIPS, one colour"] = metrics.lpips(render_mesh(painted, others, SIZE), grey)
+    return scores
+
+
 @command
 def main(argv: list[str] | None = None):
     """The command line."""
@@ -189,6 +229,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--objects", type=Path, nargs="+", required=True, help="files of the held-out objects")
     parser.add_argument("--renders", type=Path, required=True, help="shards that training.render made of --objects")
     parser.add_argument("--predictions", type=Path, help="folder of NAME/tile.png, in place of the true views")
+    parser.add_argument("--texture", action="store_true", help="paint the objects' own meshes, and measure that")
     parser.add_argument("--limit", type=count, help="measure only the first N objects")
     parser.add_argument(
         "--draw",
@@ -209,7 +250,13 @@ def main(argv: list[str] | None = None):
     sources = {item["id"]: item for path in o.objects for item in file_items(path)}
     if missing := [entry["key"] for entry in entries[: o.limit] if entry["key"] not in sources]:
         raise ValueError(f"`--objects` has no file of {', '.join(missing[:5])}, which `--renders` shows: name it too.")
-    rows = [measure_mesh(entry, sources[entry["key"]], o.predictions) for entry in tqdm(entries[: o.limit])]
+    measure = partial(measure_mesh, predictions=o.predictions)
+    if o.texture:
+        pipe = loading.Checkpoint(None, "cpu").load()
+        loading.load_controlnet(pipe, loading.ROOT / "controlnet", CONTROL_SCALE)
+        pipe.set_progress_bar_config(disable=True)
+        measure = partial(measure_texture, pipe=pipe)
+    rows = [measure(entry, sources[entry["key"]]) for entry in tqdm(entries[: o.limit])]
     means, errors = mean_and_error(rows)
     print(f"{len(rows)} objects")
     for name, mean in means.items():

@@ -57,7 +57,9 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path, picture, command, 
         picture.write_bytes(b"")
     elif mistake == "a damaged picture":
         picture.write_bytes(picture.read_bytes()[:200])
-    output = tmp_path / "out" if command == "generate.py" or not mistake.startswith("a result") else tmp_path / "out/toy"
+    output = (
+        tmp_path / "out" if command == "generate.py" or not mistake.startswith("a result") else tmp_path / "out/toy"
+    )
     status, line, torch = run(command, picture, "-o", output, *more)
     name = "generate.py: " if command == "generate.py" else "python -m examples.normals_and_matte: "
     assert status == 2 and line.startswith(name) and words in line and not torch

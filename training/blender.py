@@ -21,6 +21,7 @@ from mathutils import Matrix, Vector
 from PIL import Image
 
 from pipeline import CAMERAS, RADIUS, Cameras
+from zero123plus.mesh import Mesh, overlap
 
 from . import catalogue
 
@@ -32,6 +33,8 @@ TEXTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tga"}  # of archives
 MIN_COVER = 0.01  # of some target view
 UP_SUFFIXES = (".obj", ".ply", ".stl")  # of files that do not say which axis is up
 DEPTH_UNITS = 16384
+MAX_FACES = 500_000  # of a mesh that is textured
+MAX_OVERLAP = 0.01  # of the texels of own UVs that two faces may share
 NO_DEPTH = np.iinfo(np.uint16).max  # where there is nothing
 
 
@@ -78,43 +81,49 @@ def prepare_scene(samples: int):
     layer.use_pass_z = layer.use_pass_normal = True
 
 
-class ShownPoints(bpy.types.RenderEngine):
-    """A render engine that draws nothing and notes the corners of all faces that a render shows: with the modifiers,
-    instances and visibility of renders, which no other way of Blender's tells.
+class ShownFaces(bpy.types.RenderEngine):
+    """A render engine that draws nothing and notes the triangles of all faces that a render shows: with the modifiers,
+    instances and visibility of renders, which no other way of Blender's tells. And the points of hair.
     """
 
-    bl_idname, bl_label = "SHOWN_POINTS", "Shown points"
-    points: np.ndarray | None = None
+    bl_idname, bl_label = "SHOWN_FACES", "Shown faces"
+    parts: list[tuple[np.ndarray, ...]] | None = None
+    hair: list[np.ndarray] | None = None
 
     def render(self, depsgraph):
-        found = [np.zeros((0, 3))]
+        ShownFaces.parts, ShownFaces.hair = [], []
         for instance in depsgraph.object_instances:
             thing, matrix = instance.object, np.array(instance.matrix_world)
             if not (instance.show_self and thing.visible_camera):
                 continue
-            if thing.type in ("CURVES", "POINTCLOUD"):  # hair, and points, which have no faces
-                corners = np.empty((len(thing.data.points), 3), np.float32)
-                thing.data.attributes["position"].data.foreach_get("vector", corners.ravel())
-                found.append(corners @ matrix[:3, :3].T + matrix[:3, 3])
+            if thing.type in ("CURVES", "POINTCLOUD"):
+                points = np.empty((len(thing.data.points), 3), np.float32)
+                thing.data.attributes["position"].data.foreach_get("vector", points.ravel())
+                ShownFaces.hair.append(points @ matrix[:3, :3].T + matrix[:3, 3])
             if thing.type not in ("MESH", "CURVE", "SURFACE", "FONT", "META"):
                 continue
             mesh = thing.to_mesh()
-            places = np.array([not is_invisible(slot.material) for slot in thing.material_slots] or [True])
-            material, total, loop = (np.empty(len(mesh.polygons), np.int32) for _ in range(3))
-            mesh.polygons.foreach_get("material_index", material)
-            mesh.polygons.foreach_get("loop_total", total)
-            corners = np.empty(len(mesh.loops), np.int32)
-            mesh.loops.foreach_get("vertex_index", corners)
-            shown = np.repeat(places[material.clip(0, len(places) - 1)], total)
-            vertices = np.empty(3 * len(mesh.vertices))
-            mesh.vertices.foreach_get("co", vertices)
-            corners = vertices.reshape(-1, 3)[np.unique(corners[shown])]
-            found.append(corners @ matrix[:3, :3].T + matrix[:3, 3])
+            mesh.calc_loop_triangles()
+            vertices, count = np.empty((len(mesh.vertices), 3)), len(mesh.loop_triangles)
+            mesh.vertices.foreach_get("co", vertices.ravel())
+            faces, loops = (np.empty((count, 3), np.int32) for _ in range(2))
+            mesh.loop_triangles.foreach_get("vertices", faces.ravel())
+            mesh.loop_triangles.foreach_get("loops", loops.ravel())
+            material = np.empty(count, np.int32)
+            mesh.loop_triangles.foreach_get("material_index", material)
+            layer = next((layer for layer in mesh.uv_layers if layer.active_render), None)
+            places = np.full((len(mesh.loops), 2), np.nan, np.float32)
+            if layer:
+                layer.uv.foreach_get("vector", places.ravel())
+            shown = np.array([not is_invisible(slot.material) for slot in thing.material_slots] or [True])
+            kept = shown[material.clip(0, len(shown) - 1)]
+            faces = faces[kept] if np.linalg.det(matrix[:3, :3]) > 0 else faces[kept][:, [0, 2, 1]]
+            loops = loops[kept] if np.linalg.det(matrix[:3, :3]) > 0 else loops[kept][:, [0, 2, 1]]
+            ShownFaces.parts.append((vertices @ matrix[:3, :3].T + matrix[:3, 3], faces, places[loops]))
             thing.to_mesh_clear()
-        ShownPoints.points = np.concatenate(found)
 
 
-bpy.utils.register_class(ShownPoints)
+bpy.utils.register_class(ShownFaces)
 
 
 def is_invisible(material: bpy.types.Material | None) -> bool:
@@ -129,14 +138,58 @@ def is_invisible(material: bpy.types.Material | None) -> bool:
     return shader is not None and shader.type == "BSDF_TRANSPARENT"
 
 
-def shown_points() -> np.ndarray:
-    """Corners of all faces that a render of the scene shows, in the world, shape (P, 3)."""
+def shown_faces() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All faces that a render of the scene shows, in the world: vertices, shape (V, 3); triangles, shape (F, 3); and
+    the coordinates of their corners in the texture, from below, shape (F, 3, 2), NaN without any.
+    """
     scene = bpy.context.scene
-    before, ShownPoints.points = scene.render.engine, None
-    scene.render.engine = ShownPoints.bl_idname
+    before, ShownFaces.parts = scene.render.engine, None
+    scene.render.engine = ShownFaces.bl_idname
     bpy.ops.render.render()
     scene.render.engine = before
-    return ShownPoints.points
+    empty = np.zeros((0, 3)), np.zeros((0, 3), int), np.zeros((0, 3, 2))
+    vertices, faces, corners = zip(empty, *ShownFaces.parts)
+    offsets = np.cumsum([0, *map(len, vertices[:-1])])
+    return np.concatenate(vertices), np.concatenate([f + o for f, o in zip(faces, offsets)]), np.concatenate(corners)
+
+
+def shown_points() -> np.ndarray:
+    """Corners of all faces, and hair, that a render of the scene shows, in the world, shape (P, 3)."""
+    vertices, faces, _ = shown_faces()
+    return np.concatenate([vertices[np.unique(faces)], *ShownFaces.hair])
+
+
+def shown_mesh(name: str) -> tuple[Mesh, np.ndarray]:
+    """Normalises the scene, and returns all faces that a render of it shows, in the cameras' world.
+
+    Args:
+        name: to use in messages.
+
+    Returns:
+        The mesh, with the file's own UVs where they lie in [0, 1] and do not overlap; and the matrix from the world to
+        the axes and scale that the file has in glTF, shape (4, 4).
+
+    Raises:
+        ValueError: if there are too many faces, or vertices that are not finite, or as [`normalise`].
+    """
+    vertices, faces, corners = shown_faces()
+    if not np.isfinite(vertices).all():
+        raise ValueError(f"{name} has vertices that are not finite numbers: repair it.")
+    if len(faces) > MAX_FACES:
+        raise ValueError(f"{name} has {len(faces):,} triangles, but at most {MAX_FACES:,} are taken: simplify it.")
+    normalise()
+    fit = np.array(bpy.data.objects["fit"].matrix_world)
+    normals = np.cross(*(vertices[faces[:, i]] - vertices[faces[:, 0]] for i in (1, 2)))
+    lengths = np.linalg.norm(normals, axis=1)
+    kept = lengths > 1e-12 * lengths.max()
+    # Each face has vertices of its own, and so its own normal
+    normals = np.repeat(normals[kept] / lengths[kept, None], 3, axis=0)
+    vertices = vertices[faces[kept]].reshape(-1, 3) @ fit[:3, :3].T + fit[:3, 3]
+    corners = corners[kept] * (1, -1) + (0, 1)  # ours count from above
+    own = ((corners >= 0) & (corners <= 1)).all() and overlap(corners) <= MAX_OVERLAP
+    mesh = Mesh(vertices, np.arange(len(vertices)).reshape(-1, 3), normals, corners if own else None)
+    up = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])  # Blender's +Z up to glTF's +Y up
+    return mesh, up @ np.linalg.inv(fit)
 
 
 def normalise(min_thickness: float = 0.0, stretch=(1.0, 1.0, 1.0)):

@@ -4,12 +4,13 @@ It is no reconstruction: what no silhouette shows, such as the inside of a cup, 
 with nerfstudio or gsplat. Needs the packages of `checks.PACKAGES`.
 """
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import PIL.ImageDraw
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
@@ -26,30 +27,39 @@ TRIM_KEEP = 0.9  # of the most solid voxel of a pixel
 SMALL_PART = 0.1  # of the largest part's volume; smaller parts are removed
 SMOOTHING, SURFACE_LEVEL = 0.7, 0.46  # voxels; a bit below a half, because smoothing takes edges away
 TEXELS = 2  # of a texture, for a pixel of the views
-DEPTH_TOLERANCE = 4  # voxels of `MIN_GRID` that a vertex may lie behind the depth buffer and still be seen
-OUTLINE_WEIGHT = 0.05  # of colours at a view's outline, which are mixed with the background
-MIN_WEIGHT = 0.02  # below which a vertex counts as unseen
+TEXTURE_EDGES = 1024, 4096  # texels; of a mesh of the user's, least and greatest
+PADDING = 8  # texels between parts of a texture
+DETAIL = 4  # pixels of a depth map along one of a view
+MAX_PAIRS = 4_000_000  # of triangles and pixels, at a time
+DEPTH_TOLERANCE = 0.005  # of the object's size, that a point may lie behind a depth map and still be seen
+DEPTH_EDGE = 0.02  # from which two neighbours of a depth map do not belong together
+EDGE_SHARE = 2 / 320  # of a view, within which what is near an edge of depth, or of a matte, is mixed with others
+GAIN_PRIOR = 5  # on held-out objects' true views, whose factors are 1, PSNR falls below 1
+MIN_COSINE = 0.2  # of a view's direction and the normal, below which it sees too little
+MAX_KNOWN = 40_000  # points that are seen, among which the nearest is looked for
+FACING = 0.2  # length that a difference in normals of 1 counts as, when the nearest point is looked for
 # glTF (+Z front, +Y up) to the world of the cameras (+X front, +Z up)
 GLTF_TO_WORLD = np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 
 
 @dataclass
 class Mesh:
-    """A closed surface in the world of the cameras.
+    """A surface in the world of the cameras.
 
     Args:
         vertices: shape (V, 3).
         faces: indices of vertices, counter-clockwise from outside, shape (F, 3).
         normals: of the vertices, unit, outwards, shape (V, 3).
-        corners: of the faces in the texture, (column, row) in [0, 1] from its first texel's corner, shape (F, 3, 2).
+        corners: of the faces in the texture, (column, row) in [0, 1] from its first texel's corner, shape (F, 3, 2);
+            None where it has no places yet.
         texture: sRGB in [0, 1], shape (H, W, 3).
     """
 
     vertices: np.ndarray
     faces: np.ndarray
     normals: np.ndarray
-    corners: np.ndarray
-    texture: np.ndarray
+    corners: np.ndarray | None
+    texture: np.ndarray | None = None
 
 
 def to_world(voxels: np.ndarray, grid: int) -> np.ndarray:
@@ -157,11 +167,58 @@ def surface(hull: np.ndarray, faces: int):
     return mesh.simplify_quadric_decimation(face_count=faces) if len(triangles) > faces else mesh
 
 
-def unwrap(mesh, texels: float) -> tuple[np.ndarray, tuple[int, int]]:
-    """Places the faces of a `trimesh.Trimesh` in a texture.
+def rasterise(corners: np.ndarray, shape: tuple[int, int]) -> Iterator[tuple[np.ndarray, ...]]:
+    """The pixels whose centres triangles cover, in parts that fit the memory.
 
     Args:
-        mesh: of [`surface`].
+        corners: (column, row) of the triangles, whole numbers at the centres of pixels, shape (F, 3, 2).
+        shape: rows and columns.
+
+    Yields:
+        Triangles, rows and columns, shape (P,), and the weights of the three corners, shape (P, 3).
+    """
+    limits = np.array(shape[::-1])
+    low, high = np.ceil(corners.min(1)).clip(0, limits), np.floor(corners.max(1)).clip(-1, limits - 1)
+    low, spans = low.astype(int), (high - low + 1).clip(0).astype(int)
+    ends = spans.prod(1).cumsum()
+    parts = np.searchsorted(ends, np.arange(MAX_PAIRS, ends[-1] if len(ends) else 0, MAX_PAIRS))
+    for part in np.split(np.arange(len(corners)), parts):
+        counts = spans[part].prod(1)
+        triangle = np.repeat(part, counts)  # each with every pixel that its bounds contain
+        place = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+        pixel = low[triangle] + np.stack([place % spans[triangle, 0], place // spans[triangle, 0]], axis=-1)
+        a, b, c = (corners[triangle, i] - pixel for i in range(3))
+        weights = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=-1)
+        total = weights.sum(1, keepdims=True)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weights = weights / total
+        hit = (total[:, 0] != 0) & (weights >= -1e-9).all(1)
+        yield triangle[hit], pixel[hit, 1], pixel[hit, 0], weights[hit]
+
+
+def depth_maps(vertices: np.ndarray, faces: np.ndarray, poses, intrinsics, edge: int) -> np.ndarray:
+    """The depth of a surface in square views, infinite where there is nothing, shape (N, edge, edge).
+
+    Args:
+        vertices, faces: shape (V, 3) and (F, 3).
+        poses: camera-to-world matrices in the OpenGL convention, shape (N, 4, 4).
+        intrinsics: of views of `edge` pixels, shape (3, 3).
+        edge: pixels.
+    """
+    maps = np.full((len(poses), edge * edge), np.inf)
+    for found, pose in zip(maps, poses):
+        pixels, depth = project(vertices, pose, intrinsics)
+        for triangle, row, column, weights in rasterise(pixels[::-1].T[faces], (edge, edge)):
+            # 1 / depth is linear in a picture
+            np.minimum.at(found, row * edge + column, 1 / (weights / depth[faces[triangle]]).sum(1))
+    return maps.reshape(-1, edge, edge)
+
+
+def unwrap(vertices: np.ndarray, faces: np.ndarray, texels: float) -> tuple[np.ndarray, tuple[int, int]]:
+    """Places faces in a texture.
+
+    Args:
+        vertices, faces: shape (V, 3) and (F, 3).
         texels: along an edge of length 1.
 
     Returns:
@@ -171,82 +228,130 @@ def unwrap(mesh, texels: float) -> tuple[np.ndarray, tuple[int, int]]:
     import xatlas
 
     atlas, options = xatlas.Atlas(), xatlas.PackOptions()
-    options.texels_per_unit, options.padding = texels, 2
-    atlas.add_mesh(mesh.vertices, mesh.faces)
+    options.texels_per_unit, options.padding = texels, PADDING
+    atlas.add_mesh(vertices, faces)
     atlas.generate(pack_options=options)
     _, corners, coordinates = atlas[0]
     return coordinates[corners].astype(np.float64), (atlas.height, atlas.width)
 
 
-def bake(mesh, corners: np.ndarray, shape: tuple[int, int], colours, alphas, poses, intrinsics) -> np.ndarray:
-    """The texture that views give a surface, sRGB in [0, 1], of shape (*shape, 3).
+def overlap(corners: np.ndarray, edge: int = 512) -> float:
+    """The share of the texels that faces cover which two or more of them cover; for `corners` see [`unwrap`]."""
+    hits = np.zeros(edge * edge, int)
+    for _, row, column, weights in rasterise(corners * edge - 0.5, (edge, edge)):
+        inside = weights.min(1) > 1e-6  # not on an edge that two faces share
+        np.add.at(hits, row[inside] * edge + column[inside], 1)
+    return float((hits > 1).sum() / max(1, (hits > 0).sum()))
+
+
+def bake(
+    mesh: Mesh, shape: tuple[int, int], colours, alphas, poses, intrinsics, blend: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The texture that views give a surface, sRGB in [0, 1], of shape (*shape, 3), and the area in it that views see,
+    as a share of what a texel stands for, of shape `shape`.
 
     Args:
-        mesh: of [`surface`].
-        corners: of [`unwrap`], as is `shape`.
-        colours, alphas, poses, intrinsics: of the views, as [`colour`] takes them.
+        mesh: whose texture is not looked at.
+        shape: rows and columns of the texture.
+        colours, alphas, poses, intrinsics, blend: of the views, as [`colour`] takes them.
     """
-    corners = corners * shape[::-1] - 0.5  # in texels, whole numbers at their centres
-    canvas = PIL.Image.new("I", shape[::-1])
-    draw = PIL.ImageDraw.Draw(canvas)
-    for i, triangle in enumerate(corners.round(3).reshape(-1, 6).tolist()):
-        draw.polygon(triangle, fill=i + 1, outline=i + 1)
-    rows, columns = np.nonzero(np.asarray(canvas))
-    face = np.asarray(canvas)[rows, columns] - 1
-    # Weights of the corners at each texel, which may lie half a texel outside of its triangle
-    a, b, c = (corners[face, i] for i in range(3))
-    edges = np.stack([b - a, c - a], axis=-1) + 1e-9 * np.eye(2)
-    weights = np.linalg.solve(edges, (np.stack([columns, rows], axis=-1) - a)[..., None])[..., 0]
-    weights = np.c_[1 - weights.sum(1), weights].clip(0, 1)[..., None]
-    weights /= weights.sum(1, keepdims=True)
-    points, normals = ((weights * of[mesh.faces[face]]).sum(1) for of in (mesh.vertices, mesh.vertex_normals))
-    texture, known = np.zeros((*shape, 3)), np.zeros(shape, bool)
-    seen = colour(points, normals, colours, alphas, poses, intrinsics, buffer_size=colours.shape[1])
-    texture[rows, columns], known[rows, columns] = seen, True
+    edge = colours.shape[1]
+    maps = depth_maps(mesh.vertices, mesh.faces, poses, np.diag([DETAIL, DETAIL, 1]) @ intrinsics, DETAIL * edge)
+    parts = [np.concatenate(part) for part in zip(*rasterise(mesh.corners * shape[::-1] - 0.5, shape))]
+    face, row, column, weights = parts
+    points, normals = ((weights[..., None] * of[mesh.faces[face]]).sum(1) for of in (mesh.vertices, mesh.normals))
+    texture, known, seen = np.zeros((*shape, 3)), np.zeros(shape, bool), np.zeros(shape)
+    found, sees = colour(points, normals, colours, alphas, poses, intrinsics, maps, blend=blend)
+    texture[row, column], known[row, column] = found, True
+    a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
+    areas = np.linalg.norm(np.cross(b - a, c - a), axis=1) / np.bincount(face, minlength=len(mesh.faces)).clip(1)
+    np.add.at(seen, (row, column), sees * areas[face] / areas[face].sum())
     nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
-    return texture[tuple(nearest)]
+    return texture[tuple(nearest)], seen
 
 
-def colour(points, normals, views, alphas, poses, intrinsics, buffer_size: int) -> np.ndarray:
-    """Colours of points of a surface, shape (P, 3), from the views that see them.
+def paint(mesh: Mesh, colours, alphas, poses, intrinsics) -> tuple[Mesh, np.ndarray]:
+    """A mesh of the user's with the texture that views give it, in its own places where it has any, and where they see
+    it ([`bake`], which says the arguments).
+    """
+    edge = int(np.clip(2 ** np.ceil(np.log2(4 * colours.shape[1])), *TEXTURE_EDGES))
+    corners, shape = mesh.corners, (edge, edge)
+    if corners is None:
+        a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
+        area = np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2
+        corners, shape = unwrap(mesh.vertices, mesh.faces, 0.7 * edge / area**0.5)  # about 0.7 squared of it is used
+    mesh = replace(mesh, corners=corners)
+    texture, seen = bake(mesh, shape, colours, alphas, poses, intrinsics)
+    return replace(mesh, texture=texture), seen
 
-    A depth buffer of each view decides what it sees. The weight of a view is the square of the cosine between normal
-    and direction to the camera, so that seams are blended. A point that no view sees has the mean colour of the
-    nearest that are seen.
+
+def colour(
+    points, normals, views, alphas, poses, intrinsics, maps, tolerance: float = DEPTH_TOLERANCE, blend: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colours of points of a surface, shape (P, 3), from the views that see them, and whether one does, shape (P,).
+
+    A view sees what is not behind its depth map. Its weight is the fourth power of the cosine between normal and
+    direction to the camera, and next to nothing near edges of depth and of the silhouette, where views are mixed with
+    what lies behind, or outside of a view's matte. Each view's channels have a gain, so that views agree. A
+    point that no view sees has the mean colour of the nearest that are seen and face alike.
 
     Args:
-        points: shape (P, 3).
-        normals: shape (P, 3).
+        points, normals: shape (P, 3).
         views: in [0, 1], shape (N, H, W, 3).
         alphas: shape (N, H, W).
         poses: shape (N, 4, 4).
         intrinsics: shape (3, 3), in pixels.
-        buffer_size: pixels of an edge of the depth buffer, at most so many that it has about one point a pixel.
+        maps: of [`depth_maps`], of any size.
+        tolerance: that a point may lie behind them and still be seen.
+        blend: whether views are blended more, which hides that a surface is not quite the object's.
     """
-    spacing = 2 * RADIUS / MIN_GRID
-    total, weights = np.zeros((len(points), 3)), np.zeros(len(points))
-    for view, alpha, pose in zip(views, alphas, poses):
+    power, edge_weight = (2, 0.3) if blend else (4, 1e-4)
+    samples, weights, detail = [], [], maps.shape[1] / views.shape[1]
+    near = max(1, round(EDGE_SHARE * views.shape[1]))
+    for view, alpha, pose, depths in zip(views, alphas, poses, maps):
         pixels, depth = project(points, pose, intrinsics)
-        scale = min(1.0, buffer_size / view.shape[0])
-        row, column = np.clip((pixels * scale).round().astype(int), 0, int(view.shape[0] * scale))
-        buffer = np.full((int(view.shape[0] * scale) + 1,) * 2, np.inf)
-        np.minimum.at(buffer, (row, column), depth)
-        # The least of 3 x 3 closes gaps
-        visible = depth < ndimage.minimum_filter(buffer, 3)[row, column] + DEPTH_TOLERANCE * spacing
+        row, column = ((pixels + 0.5) * detail).astype(int).clip(0, len(depths) - 1)
+        far = np.where(np.isfinite(depths), depths, 1e3)
+        broken = ndimage.maximum_filter(far, 3) - ndimage.minimum_filter(far, 3) > DEPTH_EDGE
+        near_edge = ndimage.maximum_filter(broken, int(2 * near * detail) + 1)[row, column]
         direction = pose[:3, 3] - points
         cosine = (normals * direction).sum(1) / np.linalg.norm(direction, axis=1)
-        # The outline's pixels are mixed with the background
-        solid = ndimage.map_coordinates(ndimage.minimum_filter(alpha, 3), pixels, order=1, mode="constant")
-        weight = visible * np.clip(cosine, 0, 1) ** 2 * (OUTLINE_WEIGHT + (1 - OUTLINE_WEIGHT) * solid)
-        sampled = [ndimage.map_coordinates(view[..., i], pixels, order=1, mode="nearest") for i in range(3)]
-        total += weight[:, None] * np.stack(sampled, axis=-1)
-        weights += weight
-    seen = weights > MIN_WEIGHT
-    colours = total / np.maximum(weights, 1e-9)[:, None]
+        visible = (depth < depths[row, column] + tolerance) & (cosine > MIN_COSINE)
+        solid, inner = (
+            ndimage.map_coordinates(ndimage.minimum_filter(alpha, size), pixels, order=1) > 0.5
+            for size in (3, 2 * near + 1)
+        )
+        weights.append(visible * cosine**power * np.where(inner & ~near_edge, 1.0, edge_weight * solid))
+        samples.append([ndimage.map_coordinates(view[..., i], pixels, order=1, mode="nearest") for i in range(3)])
+    samples, weights = np.swapaxes(samples, 1, 2), np.stack(weights)  # (N, P, 3), (N, P)
+    samples = (samples * gains(samples, weights)[:, None]).clip(0, 1)
+    total = weights.sum(0)
+    colours, seen = (weights[..., None] * samples).sum(0) / np.maximum(total, 1e-12)[:, None], total > 1e-9
     if seen.any() and not seen.all():
-        _, nearest = cKDTree(points[seen]).query(points[~seen], k=min(8, int(seen.sum())))
-        colours[~seen] = colours[seen][nearest.reshape(len(nearest), -1)].mean(1)
-    return colours
+        places = np.c_[points, FACING * normals]
+        known = np.flatnonzero(seen)[:: max(1, seen.sum() // MAX_KNOWN)]  # a search among all takes much longer
+        _, nearest = cKDTree(places[known]).query(places[~seen], k=min(4, len(known)), workers=-1)
+        colours[~seen] = colours[known][nearest.reshape(len(nearest), -1)].mean(1)
+    return colours, seen
+
+
+def gains(samples: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Factors by which the channels of N views agree best where two see a point, shape (N, 3): least squares, with
+    `GAIN_PRIOR` times their weight on a factor of 1.
+
+    Args:
+        samples: shape (N, P, 3), in [0, 1].
+        weights: shape (N, P).
+    """
+    count = len(samples)
+    matrix = np.zeros((3, count, count))
+    for a, b in itertools.combinations(range(count), 2):
+        both = np.sqrt(weights[a] * weights[b])[:, None]
+        matrix[:, a, a] += (both * samples[a] ** 2).sum(0)
+        matrix[:, b, b] += (both * samples[b] ** 2).sum(0)
+        matrix[:, [a, b], [b, a]] -= (both * samples[a] * samples[b]).sum(0)[:, None]
+    prior = GAIN_PRIOR * max(np.trace(matrix.sum(0)) / (3 * count), 1e-9)
+    return np.linalg.solve(matrix + prior * np.eye(count), np.full((3, count, 1), prior))[..., 0].T
 
 
 def find_solid(views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.ndarray, grid: int):
@@ -285,10 +390,12 @@ def build_mesh(
     check_packages("glb")
     grid = int(np.clip(views[0].height, MIN_GRID, MAX_GRID))
     hull, *seen = find_solid(views, poses, intrinsics, grid)
-    mesh = surface(hull, faces)
-    corners, shape = unwrap(mesh, TEXELS * views[0].height)
-    texture = bake(mesh, corners, shape, *seen, intrinsics)
-    return Mesh(mesh.vertices.view(np.ndarray), mesh.faces.view(np.ndarray), mesh.vertex_normals, corners, texture)
+    hull = surface(hull, faces)
+    vertices, triangles = hull.vertices.view(np.ndarray), hull.faces.view(np.ndarray)
+    corners, shape = unwrap(vertices, triangles, TEXELS * views[0].height)
+    mesh = Mesh(vertices, triangles, hull.vertex_normals, corners)
+    mesh.texture, _ = bake(mesh, shape, *seen, intrinsics, blend=True)
+    return mesh
 
 
 def surface_points(views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.ndarray):
@@ -301,12 +408,25 @@ def surface_points(views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: 
     border = solid & ~ndimage.binary_erosion(solid)
     points = to_world(np.argwhere(border) - 1, POINT_GRID)
     normals = outwards[border] / np.maximum(np.linalg.norm(outwards[border], axis=1, keepdims=True), 1e-9)
-    found = colour(points, normals, colours, alphas, poses, intrinsics, POINT_GRID)
+    maps = np.full((len(poses), POINT_GRID, POINT_GRID), np.inf)
+    for depths, pose in zip(maps, poses):
+        pixels, depth = project(points, pose, intrinsics)
+        row, column = ((pixels + 0.5) * POINT_GRID / colours.shape[1]).astype(int).clip(0, POINT_GRID - 1)
+        np.minimum.at(depths, (row, column), depth)
+        depths[:] = ndimage.minimum_filter(depths, 3)  # closes the gaps between points
+    found, _ = colour(points, normals, colours, alphas, poses, intrinsics, maps, 4 * RADIUS / POINT_GRID, blend=True)
     return points, np.round(255 * found.clip(0, 1)).astype(np.uint8)
 
 
-def write_glb(path: Path, mesh: Mesh):
-    """Writes a binary glTF file: metres, +Y up, the input view's side towards +Z, matte, with a texture."""
+def write_glb(path: Path, mesh: Mesh, to_gltf: np.ndarray | None = None):
+    """Writes a binary glTF file, matte, with a texture.
+
+    Args:
+        path: of the file.
+        mesh: to write.
+        to_gltf: matrix of shape (4, 4) from the cameras' world to the file; by default metres, +Y up, and the input
+            view's side towards +Z.
+    """
     import trimesh
 
     # glTF has one place in the texture for each vertex, so that those at seams are written more than once
@@ -318,11 +438,12 @@ def write_glb(path: Path, mesh: Mesh):
         metallicFactor=0.0,
         roughnessFactor=1.0,
     )
-    to_gltf = GLTF_TO_WORLD[:3, :3]  # a row times the matrix is the inverse of a rotation times a column
+    to_gltf = np.linalg.inv(GLTF_TO_WORLD) if to_gltf is None else to_gltf
+    normals = mesh.normals[vertex] @ np.linalg.inv(to_gltf[:3, :3])
     solid = trimesh.Trimesh(
-        mesh.vertices[vertex] @ to_gltf,
+        mesh.vertices[vertex] @ to_gltf[:3, :3].T + to_gltf[:3, 3],
         faces.reshape(-1, 3),
-        vertex_normals=mesh.normals[vertex] @ to_gltf,
+        vertex_normals=normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12),
         visual=trimesh.visual.TextureVisuals(coordinates, material=material),
         process=False,
     )
