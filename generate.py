@@ -21,6 +21,15 @@ from zero123plus import checks, options
 MAX_CHECKED = 16  # pictures up to which one that can be read is looked for before the model is loaded
 
 
+def also(text: str) -> tuple[float, str]:
+    """A `type` of argparse: AZIMUTH=PICTURE."""
+    azimuth, _, picture = text.partition("=")
+    try:
+        return float(azimuth), options.source(picture)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 180=back.png") from None
+
+
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = options.Parser("Six consistent views of the object in each picture.")
@@ -37,6 +46,14 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--dtype", choices=options.DTYPES, help=options.DTYPE_HELP)
     add("--steps", type=options.count, help="denoising steps; the checkpoint's if missing")
     add("--guidance", type=options.scale, help="guidance scale; the checkpoint's if missing")
+    add(
+        "--also",
+        type=also,
+        action="append",
+        default=[],
+        metavar="AZIMUTH=PICTURE",
+        help="a further picture of the one object, at so many degrees around it, such as 180=back.png",
+    )
     add("--seed", type=options.seed, default=0, help="seed of every picture")
     add("--batch-size", type=options.count, default=1, help="pictures at a time")
     background = parser.add_mutually_exclusive_group().add_argument
@@ -85,6 +102,8 @@ def find(o: argparse.Namespace) -> list[tuple[str, str]]:
     checks.check_device(o.device)
     checks.check_packages(*(["glb"] if "glb" in o.export else []), *(["upscale"] if o.upscale else []))
     found, left_out = checks.find_pictures(o.pictures)
+    if o.also and len(found) > 1:
+        raise ValueError(f"`--also` is of one object, but there are {len(found)} pictures: give the first one alone.")
     if left_out:
         say(f"{len(found)} pictures{checks.describe_left_out(left_out)}")
     kept = [checks.check_target(place(o.output), name, o.overwrite, o.resume) for _, name in found]
@@ -159,6 +178,7 @@ def main(argv: list[str] | None = None) -> int:
             seed=o.seed,
             background="keep" if o.keep_background else "remove" if o.remove_background else "auto",
             foreground_ratio=o.foreground_ratio,
+            also=tuple(o.also),
             exports=tuple(o.export),
             faces=o.faces,
             upscale=bool(o.upscale),

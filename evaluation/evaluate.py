@@ -8,8 +8,9 @@
 Protocol: one input view an object, `--samples` samples of it (seed: place in the list + 1000 x sample), views of the
 size of the true ones (others are resampled by area) on grey 127, cameras of the held-out views around an object whose
 bounding sphere has radius 0.5. The six views are scored tiled as one picture, as in the paper. The mask is the
-object's (`pictures.foreground`); saturation is relative to the truth's; consistency is `metrics.hull_consistency`,
-which needs no truth; "one step" is the PSNR of the tile predicted in one step from t = 999. A ControlNet has a row of
+object's (`pictures.foreground`); "back" is of the views at 150 and 210 degrees; saturation is relative to the
+truth's; consistency is `metrics.hull_consistency`, which needs no truth; "one step" is the PSNR of the tile predicted
+in one step from t = 999. With `--also 180` a row is of two pictures of each object. A ControlNet has a row of
 its own, in which it sees the true depth or normals. `--normals` names a ControlNet that makes normals of views, of
 which `zero123plus.mattes` makes mattes: a row has the mask IoU of the mattes of the true views. `--student` names a
 LoRA that needs few steps (`training.student`), which is compared with the checkpoint: "denoising" is the processor
@@ -44,7 +45,7 @@ from zero123plus.options import Parser, add_checkpoint_options, command, count, 
 from zero123plus.pictures import foreground
 
 from . import metrics
-from .heldout import GROUPS, SHOWN, cameras_of
+from .heldout import ALSO, GROUPS, SHOWN, cameras_of
 
 OURS, COPY, MATTES = "this checkpoint", "copy of the input", "mattes of the true views"
 STUDENT, STUDENT_STEP, ONE_STEP = "its student", "its student, 1 step", "this checkpoint, 1 step"
@@ -54,6 +55,11 @@ BASELINES = (COPY, "nearest training object", "mean training tile")
 def controlled(condition: str) -> str:
     """The name of the system that sees the true depth or normals besides the picture."""
     return f"with the true {condition}"
+
+
+def several(azimuths: tuple[int, ...]) -> str:
+    """The name of the system that sees further pictures of the object."""
+    return f"with {', '.join(map(str, azimuths))} too"
 
 
 def read_on_grey(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -80,6 +86,11 @@ def score(tile: np.ndarray, truth: np.ndarray, mask: np.ndarray, cameras: Camera
     result = {"tile PSNR": metrics.psnr(tile, truth), "tile SSIM": metrics.ssim(tile, truth)}
     result["tile LPIPS"] = metrics.lpips(tile, truth)
     result["mask IoU"] = metrics.mask_iou(masks, true_masks)
+    back = slice(2, 4)  # at 150 and 210 degrees
+    true_views = split_views(truth[None])[0]
+    result["back PSNR"], result["back LPIPS"] = (
+        measure(views[back], true_views[back]) for measure in (metrics.psnr, metrics.lpips)
+    )
     result["saturation"] = metrics.saturation(tile, mask) / max(metrics.saturation(truth, mask), 1e-6)
     result["consistency"] = metrics.hull_consistency(masks, cameras.poses(), cameras.intrinsics(*views.shape[1:3]))
     return result
@@ -99,12 +110,14 @@ class Sampling:
         guidance: scale of classifier-free guidance; likewise.
         samples: of each picture.
         batch_size: tiles at a time.
+        also: azimuths of further pictures of each object.
     """
 
     steps: int | None = None
     guidance: float | None = None
     samples: int = 1
     batch_size: int = 4
+    also: tuple[int, ...] = ()
 
 
 def generate(
@@ -115,8 +128,17 @@ def generate(
     jobs = [(sample, i) for sample in range(sampling.samples) for i in range(len(folders))]
     for start in tqdm(range(0, len(jobs), sampling.batch_size), unit="batch"):
         batch = jobs[start : start + sampling.batch_size]
+        pictures = [Image.open(folders[i] / "input.webp") for _, i in batch]
+        several = {}
+        if sampling.also:
+            pictures = [
+                [picture, *(Image.open(folders[i] / f"input_{azimuth}.webp") for azimuth in sampling.also)]
+                for picture, (_, i) in zip(pictures, batch)
+            ]
+            several["image_azimuths"] = [0, *sampling.also]
         result = pipe(
-            [Image.open(folders[i] / "input.webp") for _, i in batch],
+            pictures,
+            **several,
             control_image=control_tiles([folders[i] for _, i in batch], condition),
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
@@ -248,6 +270,14 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--condition", default="depth", choices=SHOWN, help="what the ControlNet sees")
     add("--normals", help="folder or Hub name of a ControlNet that makes normals, to score mattes")
     add("--student", help="folder or Hub name of a LoRA of few steps, compared with the checkpoint")
+    add(
+        "--also",
+        type=int,
+        nargs="+",
+        choices=ALSO,
+        default=[],
+        help="azimuths of further pictures of each object, with a LoRA for several; scored beside one picture",
+    )
     add("--predictions", type=Path, help="folder of tiles of any system, scored in place of a checkpoint")
     add("--heldout", type=Path, nargs="+", default=GROUPS, help="groups of objects, of evaluation.heldout")
     add("--output", type=Path, default=Path("out/evaluation"), help="folder of the results, which are replaced")
@@ -341,6 +371,9 @@ def measure_checkpoint(
         for group, members in groups.items():
             steps[group][name] = one_step(pipe, members, sampling.batch_size, condition)
     pipe.controlnet = None
+    if sampling.also:
+        tiles[several(sampling.also)] = tiles.pop(OURS)
+        tiles[OURS] = generate(pipe, everything, size, replace(sampling, also=()))
     if student:
         tiles[ONE_STEP] = generate(pipe, everything, size, replace(sampling, steps=1))
         for group, members in groups.items():
@@ -428,7 +461,7 @@ def evaluate(o: argparse.Namespace) -> dict:
     if any(other != cameras for other in others):
         raise ValueError(f"`--heldout` {', '.join(map(str, o.heldout))} have different cameras: score one at a time.")
     everything = [path for members in groups.values() for path in members]
-    sampling = Sampling(o.steps, o.guidance, o.samples, o.batch_size)
+    sampling = Sampling(o.steps, o.guidance, o.samples, o.batch_size, tuple(o.also))
     if not o.predictions:
         checkpoint = parse_checkpoint(o, "float32")
         print(checkpoint.describe(), file=sys.stderr)

@@ -3,7 +3,8 @@
     python -m training.render --objects heldout_meshes --output data/heldout
     python -m evaluation.heldout --renders data/heldout --train-data data/train --output evaluation/groups/mine
 
-For each object `OUTPUT/NAME/` gets `input.webp`, `views.webp` (the true tile), both RGBA, `depth.webp` and
+For each object `OUTPUT/NAME/` gets `input.webp`, further pictures at 90, 180 and 270 degrees from it
+(`input_180.webp`), `views.webp` (the true tile), all RGBA, `depth.webp` and
 `normals.webp` as a ControlNet sees them, and `nearest.webp` (the tile of the training sample whose input looks most
 alike). `OUTPUT/mean.webp` is the mean training tile, `heldout.json` says the cameras, and `CREDITS` who made what.
 Without `--train-data` there are neither nearest nor mean tiles. Objects that it has too, or variants of, are refused.
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import CAMERAS, Cameras, check_cameras
-from training.data import CONDITIONS, INPUTS, VARIANTS, TileDataset, on_grey, select_views, show_targets
+from training.data import CONDITIONS, INPUTS, VARIANTS, TileDataset, on_grey, picture_at, select_views, show_targets
 from training.shards import index_shards, read_member, read_object
 from zero123plus.files import write_file
 from zero123plus.loading import read_json
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 GROUPS = sorted(path for path in (Path(__file__).parent / "groups").glob("*") if path.is_dir())
 SHOWN = ("depth", "normals")  # conditions of which a picture is kept
+ALSO = (90, 180, 270)  # degrees around the object from its input, of further pictures
 THUMBNAIL = 32  # pixels of the edge at which inputs are compared
 
 
@@ -111,6 +113,8 @@ def main(argv: list[str] | None = None):
         image, views = select_views(item, 0, False)
         Image.fromarray(image).save(folder / "input.webp", lossless=True)
         Image.fromarray(to_tile(views)).save(folder / "views.webp", lossless=True)
+        for azimuth in ALSO:
+            Image.fromarray(picture_at(item, 0, False, azimuth)).save(folder / f"input_{azimuth}.webp", lossless=True)
         for name in SHOWN:
             shown = to_tile(show_targets(item, CONDITIONS[name].sees, 0, False))
             Image.fromarray(shown).save(folder / f"{name}.webp", lossless=True)

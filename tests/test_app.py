@@ -189,6 +189,9 @@ def test_call_from_another_program(address, tmp_path, monkeypatch):
         "transparent",
         "faces",
         "fast",
+        "back",
+        "left",
+        "right",
     ]
     with pytest.raises(gradio_client.exceptions.AppError, match="There is no picture yet"):
         gradio_client.Client(address, verbose=False).predict(None, api_name="/generate")

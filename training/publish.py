@@ -86,7 +86,9 @@ def publish(
         if controlnet:
             write_controlnet(resolve_checkpoint(controlnet), folder / (name or "controlnet"), cameras)
         elif lora:
-            write_lora(*find_lora(lora), folder / (name or STUDENT.name), cameras)
+            source, weight_name = find_lora(lora)
+            kind = "pictures" if "pictures" in run_record(source) else STUDENT.name
+            write_lora(source, weight_name, folder / (name or kind), cameras)
         else:
             write_pipeline(load_start(checkpoint, cameras=cameras).to(torch.float16), folder)  # a LoRA is merged
         for path in (*folder.glob("model_index.json"), *folder.glob("*/config.json")):
@@ -117,7 +119,8 @@ def main(argv: list[str] | None = None):
     what.add_argument("--controlnet", type=Path, help="a ControlNet's folder, or a run's output")
     what.add_argument("--lora", type=Path, help="a student's folder, or a run's output")
     parser.add_argument(
-        "--name", help=f"folder of the ControlNet or LoRA in --output; controlnet or {STUDENT.name} if missing"
+        "--name",
+        help=f"folder of the ControlNet or LoRA in --output; controlnet, {STUDENT.name} or pictures if missing",
     )
     parser.add_argument(
         "--output", type=Path, default=ROOT, help="folder to publish into; the root of this repository if missing"

@@ -35,6 +35,7 @@ class Settings:
         seed: of every picture.
         background: see [`pictures.prepare`].
         foreground_ratio: likewise.
+        also: azimuths and paths of further pictures of the object.
         exports: keys of `exports.EXPORTS`.
         faces: of a mesh, about.
         upscale: whether to make the views four times as large, by [`upscale.Upscaler`].
@@ -48,6 +49,7 @@ class Settings:
     seed: int = 0
     background: str = "auto"
     foreground_ratio: float | None = None
+    also: tuple[tuple[float, str], ...] = ()
     exports: tuple[str, ...] = ()
     faces: int = NUM_FACES
     upscale: bool = False
@@ -68,6 +70,7 @@ def made_with(settings: Settings) -> dict:
         **{name: defaults[name] if call.get(name) is None else call[name] for name in defaults},
         "background": settings.background,
         "foreground_ratio": settings.foreground_ratio,
+        "also": [[azimuth, path, read_file(path)[1]] for azimuth, path in settings.also],
         "upscale": settings.upscale,
     }
 
@@ -147,7 +150,11 @@ class Generator:
         settings, pictures = self.settings, [picture for _, picture, _ in batch]
         self.pipe.set_progress_bar_config(desc=batch[0][0], disable=not progress)
         seeds = [torch.Generator().manual_seed(settings.seed) for _ in batch]
-        made = self.pipe(pictures, **settings.call, generator=seeds)
+        several = {}
+        if settings.also:
+            pictures = [[picture, *(self.read(path)[0] for _, path in settings.also)] for picture in pictures]
+            several["image_azimuths"] = [0, *(azimuth for azimuth, _ in settings.also)]
+        made = self.pipe(pictures, **settings.call, **several, generator=seeds)
         errors = {}
         for (name, _, sha256), tile, views in zip(batch, made.images, made.views):
             try:

@@ -144,11 +144,16 @@ def bar(done: int, total: int, unit: str = "steps") -> str:
 
 
 def load(checkpoint: loading.Checkpoint) -> tuple:
-    """The pipeline of a checkpoint, and its student's, if its folder has one and no LoRA is asked for."""
+    """The pipeline of a checkpoint, and those of its LoRAs for few steps and for several pictures, if its folder has
+    them and no LoRA is asked for.
+    """
     print(checkpoint.describe(), file=sys.stderr)
     folder, loras = checkpoint.find()
-    has_one = not loras and (folder / "student" / loading.LORA_FILE).is_file()
-    return checkpoint.load(), replace(checkpoint, lora=folder / "student").load() if has_one else None
+    own = [
+        path if not loras and (path / loading.LORA_FILE).is_file() else None
+        for path in (folder / "student", folder / "pictures")
+    ]
+    return checkpoint.load(), *(path and replace(checkpoint, lora=path).load() for path in own)
 
 
 def describe(pipe) -> str:
@@ -161,9 +166,11 @@ def describe(pipe) -> str:
     )
 
 
-def build(pipe, student=None) -> gr.Blocks:
-    """The page around a pipeline, and around its student of few steps, if it has one."""
-    for one in filter(None, (pipe, student)):
+def build(pipe, student=None, several=None) -> gr.Blocks:
+    """The page around a pipeline, and around its student of few steps and the one that takes several pictures of an
+    object, if it has them.
+    """
+    for one in filter(None, (pipe, student, several)):
         one.set_progress_bar_config(disable=True)
         one.warned.add("background")  # `see` warns of it
 
@@ -185,13 +192,16 @@ def build(pipe, student=None) -> gr.Blocks:
         return see(*given, warn=lambda message: gr.Warning(html.escape(message)))
 
     @on_gpu
-    def denoise(picture, steps, guidance_scale, seed, fast=False):
-        """Yields ("shown", (step, tile)) while the tile forms, then ("done", (tile, views))."""
-        model = student if fast else pipe
+    def denoise(picture, steps, guidance_scale, seed, fast=False, more=None):
+        """Yields ("shown", (step, tile)) while the tile forms, then ("done", (tile, views)). `more` are further
+        pictures of the object by their azimuths.
+        """
+        model = student if fast else several if more else pipe
 
         def work(show):
             result = model(
-                picture,
+                [[picture, *more.values()]] if more else picture,
+                image_azimuths=[0, *more] if more else None,
                 num_inference_steps=None if fast else steps,
                 guidance_scale=None if fast else guidance_scale,
                 generator=torch.Generator().manual_seed(seed),
@@ -217,16 +227,24 @@ def build(pipe, student=None) -> gr.Blocks:
         transparent=False,
         faces=options.NUM_FACES,
         fast=False,
+        back=None,
+        left=None,
+        right=None,
     ):
         """Six views of the object in a picture. Yields tile, views, mesh, archive, progress and the views as they were
         made: first the tile and the progress alone, while it forms, then all.
         """
         seed = begin(picture, seed)
-        picture = see(picture, remove_background, centre, foreground_ratio)
+        picture, *others = (
+            see(one, remove_background, centre, foreground_ratio) for one in (picture, back, left, right)
+        )
+        more = {azimuth: one for azimuth, one in zip((180, 90, 270), others) if one is not None}
+        if more and (fast or not several):
+            raise user_error("Several pictures need a checkpoint with a LoRA for them, and not the fast student.")
         steps = student.config.default_num_inference_steps if fast else steps
         try:
             yield None, None, None, None, bar(0, steps), None
-            for kind, value in denoise(picture, steps, guidance_scale, seed, fast):
+            for kind, value in denoise(picture, steps, guidance_scale, seed, fast, more):
                 if kind == "shown":
                     yield value[1], None, None, None, bar(value[0], steps), None
             tile, views = value
@@ -269,6 +287,17 @@ def build(pipe, student=None) -> gr.Blocks:
                     [picture],
                     elem_id="examples",
                 )
+                with gr.Accordion("More pictures", open=False, visible=bool(several), elem_id="more"):
+                    gr.Markdown("Of the same object, so that its other sides are not guessed.")
+                    with gr.Row():
+                        others = [
+                            Picture(label=label, sources=["upload", "clipboard"], height=140, elem_id=name)
+                            for name, label in (
+                                ("back", "Back"),
+                                ("left", "Its left (90°)"),
+                                ("right", "Its right (270°)"),
+                            )
+                        ]
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
                     fast = gr.Checkbox(
                         label="Fast: the student's few steps, without guidance", visible=bool(student), elem_id="fast"
@@ -354,7 +383,7 @@ def build(pipe, student=None) -> gr.Blocks:
             started.success(None, None, None, js=SCROLL, queue=False, **private)
             made = started.success(
                 generate,
-                [picture, cut, centre, ratio, steps, guidance, seed, upscale, clear, faces, fast],
+                [picture, cut, centre, ratio, steps, guidance, seed, upscale, clear, faces, fast, *others],
                 results,
                 concurrency_limit=1,
                 concurrency_id="generate",
