@@ -90,20 +90,3 @@ class TestMatte:
         }
         assert PIL.Image.open(tmp_path / "out" / "view_0.png").mode == "RGBA"
         assert "mask IoU 0." in capsys.readouterr().out
-
-
-def test_depth_control(pipe, checkpoint, tmp_path):
-    """A ball from a file is nearest in the middle of a view, and the tile is transparent around it."""
-    bpy = pytest.importorskip("bpy", reason="bpy is built for Python 3.11 only")
-    script = load("depth_control")
-    script.blender.reset_scene(1)
-    bpy.ops.mesh.primitive_uv_sphere_add()
-    bpy.ops.export_scene.gltf(filepath=str(tmp_path / "ball.glb"), export_format="GLB")
-    pipe.add_controlnet().save_pretrained(tmp_path / "depth")
-    noise_picture().save(tmp_path / "toy.png")
-    arguments = [tmp_path / "ball.glb", tmp_path / "toy.png", "-o", tmp_path / "out", "--steps", 1, "--device", "cpu"]
-    arguments += ["--checkpoint", checkpoint, "--controlnet", tmp_path / "depth"]
-    script.main([str(part) for part in arguments])
-    depth = np.asarray(PIL.Image.open(tmp_path / "out" / "depth.png"))
-    assert depth.shape == (48, 32, 4) and depth[8, 8, 0] < 20 and depth[8, 8, 3] == 255 and depth[0, 0, 3] == 0
-    assert {"tile.png", "view_5.png"} < files(tmp_path / "out")

@@ -610,7 +610,9 @@ def test_held_out_objects_without_training_data(shards, tmp_path):
     """They are scored without the baselines of it."""
     heldout.main(["--renders", str(shards), "--output", str(tmp_path / "objects")])
     assert {path.name for path in (tmp_path / "objects").iterdir()} == {"mug-1", "car-2", "heldout.json"}
-    assert {path.stem for path in (tmp_path / "objects" / "mug-1").iterdir()} == {"input", "views", "depth", "normals"}
+    assert {path.stem for path in (tmp_path / "objects" / "mug-1").iterdir()} == {
+        *("input", "input_90", "input_180", "input_270", "views", "depth", "normals"),
+    }
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(arguments, tmp_path, monkeypatch):
