@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The mini checkpoint from nothing: toys and objects, renders, VAE, UNet, student, evaluation. The same command continues
+# The mini checkpoint from nothing: toys and objects, renders, VAE, UNet, its LoRAs, evaluation. The same command continues
 # an interrupted run.
 #
 #     OBJECTS="furniture/usr/share/sweethome3d/furniture/*.sh3f" bash lab/recipe.sh    # days on a CPU
@@ -31,6 +31,7 @@ if [ "${1:-}" = "--smoke" ]; then
     unet=(--steps 2 --batch-size $((2 * processes)) --micro-batch-size 2 --validation-steps 2)
     score=(--steps 4)
     student=(--steps 2 --batch-size $((2 * processes)) --micro-batch-size 2 --lora-rank 2 --teacher-steps 2 --perceptual 3)
+    pictures=(--steps 2 --batch-size $((2 * processes)) --micro-batch-size 2 --lora-rank 2 --validation-steps 2)
     OBJECTS="$out/tiny.sh3f"
     python - "$OBJECTS" <<'ARCHIVE'
 import io, sys, zipfile
@@ -56,6 +57,8 @@ else
     score=()
     student=(--micro-batch-size $((32 / processes)) --mixed-precision "$precision" --lora-rank 32)
     student+=(--learning-rate 1e-3 --teacher-guidance 3.5 --perceptual 8)
+    pictures=(--batch-size 16 --micro-batch-size $((16 / processes)) --mixed-precision "$precision" --steps 3750)
+    pictures+=(--learning-rate 1e-3 --warmup-steps 20 --ema-decay 0.995)
 fi
 
 python -m lab.toys "${train[@]}" --output "$out/toys/train"
@@ -74,6 +77,8 @@ python -m lab.vae --data "$out/train" --validation "$out/heldout" --output "$out
 checkpoint=$(ls -d "$out"/unet/checkpoint-* | sort -V | tail -1)
 "${launch[@]}" -m training.train --phase student --in-memory --checkpoint "$checkpoint" --data "$out/train" \
     --validation "$out/heldout" --output "$out/student" "${student[@]}"
+"${launch[@]}" -m training.train --phase pictures --checkpoint "$checkpoint" --data "$out/train" \
+    --validation "$out/heldout" --output "$out/pictures" "${pictures[@]}"
 python -m evaluation.evaluate --checkpoint "$checkpoint" --student "$out/student" --heldout "$out/groups/toys" \
     --output "$out/evaluation" "${score[@]}"
 echo "$checkpoint"

@@ -7,11 +7,12 @@ from pathlib import Path, PurePosixPath
 
 import fsspec
 import PIL.Image
+import PIL.ImageOps
 from fsspec.implementations.local import LocalFileSystem
 
 from .options import EXPORTS
 
-MAX_PIXELS = 100_000_000  # of a file that is read
+MAX_PIXELS, MAX_EDGE = 100_000_000, 16_384  # of a file that is read, and of its longest side as in `pipeline`
 # What people have pictures in: PIL's names of the formats, recognised by content, and the suffixes that folders are
 # searched for. PIL knows many more, some of which start other programs.
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"]
@@ -63,17 +64,37 @@ def check_device(device: str | None):
         raise ValueError(f"`--device` is {device!r}, which is not there: take another, such as cpu.")
 
 
-def check_picture(url: str):
-    """Raises ValueError if a picture's file is empty, damaged or of no kind that is read."""
+def load_picture(file, name: str) -> PIL.Image.Image:
+    """Reads a picture, upright as its EXIF orientation says.
+
+    Args:
+        file: a path or a binary file.
+        name: to use in messages.
+
+    Raises:
+        ValueError: if it cannot be read as a picture of `FORMATS`, or is larger than `MAX_PIXELS` or `MAX_EDGE`.
+    """
     try:
-        with fsspec.open(url) as file, PIL.Image.open(file, formats=FORMATS) as picture:
-            if picture.width * picture.height <= MAX_PIXELS:  # larger ones are refused later
-                picture.load()
+        with PIL.Image.open(file, formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS or max(width, height) > MAX_EDGE:
+                raise ValueError(
+                    f"it has {width} x {height} pixels, but at most {MAX_PIXELS // 10**6} million, and {MAX_EDGE} a"
+                    " side, are read; shrink it first"
+                )
+            picture.load()
+            return PIL.ImageOps.exif_transpose(picture)
     except Exception as error:  # decoders raise whatever they like on damaged files
         reason = "it is no picture of " + ", ".join(FORMATS)
         if not isinstance(error, PIL.UnidentifiedImageError):
             reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{url} cannot be read as a picture: {reason}.") from error
+        raise ValueError(f"{name} cannot be read as a picture: {reason}.") from error
+
+
+def check_picture(url: str):
+    """Raises ValueError if a picture's file is empty, damaged or of no kind that is read."""
+    with fsspec.open(url) as file:
+        load_picture(file, url)
 
 
 def check_new(output: Path):

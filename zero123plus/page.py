@@ -25,8 +25,9 @@ import torch
 from pipeline import load_pictures, pad_to_square
 
 from . import loading, options
+from .checks import FORMATS
 from .exports import EXPORTS
-from .pictures import FOREGROUND_RATIO, FORMATS, cut_out, prepare, read_picture
+from .pictures import FOREGROUND_RATIO, cut_out, prepare, read_picture
 from .preview import Preview
 from .results import write_result
 from .upscale import SCALE, Upscaler, join_views

@@ -13,13 +13,14 @@ import PIL.ImageFilter
 import PIL.ImageOps
 from scipy import ndimage
 
-from pipeline import COLUMNS, ENCODED_EDGE, GREY, MAX_EDGE, PLAIN_SHARE, ROWS, border_of, is_grey, to_8_bits, to_srgb
+from pipeline import COLUMNS, ENCODED_EDGE, GREY, PLAIN_SHARE, ROWS, border_of, is_grey, to_8_bits, to_srgb
 
-from .checks import FORMATS, MAX_PIXELS
+from .checks import FORMATS as FORMATS
 from .checks import HEIF_SUFFIXES as HEIF_SUFFIXES
 from .checks import SUFFIXES as SUFFIXES
 from .checks import describe_left_out as describe_left_out
 from .checks import find_pictures as find_pictures
+from .checks import load_picture
 
 logger = logging.getLogger(__name__)
 
@@ -38,30 +39,10 @@ CONNECT_SECONDS = 5  # until a host that does not answer counts as out of reach
 
 
 def read_picture(file, name: str) -> PIL.Image.Image:
-    """Reads a picture, upright as its EXIF orientation says, in sRGB as its colour profile says, and of 8 bits.
-
-    Args:
-        file: a path or a binary file.
-        name: to use in messages.
-
-    Raises:
-        ValueError: if it cannot be read as a picture of `FORMATS`, or is larger than `MAX_PIXELS` or `MAX_EDGE`.
+    """Reads a picture, upright, in sRGB as its colour profile says, and of 8 bits. For arguments and errors see
+    [`checks.load_picture`].
     """
-    try:
-        with PIL.Image.open(file, formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS or max(width, height) > MAX_EDGE:
-                raise ValueError(
-                    f"it has {width} x {height} pixels, but at most {MAX_PIXELS // 10**6} million, and {MAX_EDGE} a"
-                    " side, are read; shrink it first"
-                )
-            picture.load()
-            return to_8_bits(to_srgb(PIL.ImageOps.exif_transpose(picture)), "it")
-    except Exception as error:  # decoders raise whatever they like on damaged files
-        reason = "it is no picture of " + ", ".join(FORMATS)
-        if not isinstance(error, PIL.UnidentifiedImageError):
-            reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{name} cannot be read as a picture: {reason}.") from error
+    return to_8_bits(to_srgb(load_picture(file, name)), name)
 
 
 # ---- Cutting out and centring ----
