@@ -1,6 +1,6 @@
 """A texture for a mesh of your own, from one picture: a depth ControlNet makes six views of it, which are baked.
 
-    python -m examples.texture examples/rocket.glb examples/images/car.png -o out/rocket
+    python -m examples.texture examples/rocket.glb examples/images/lamp.png -o out/rocket
     python -m examples.texture chair.obj photo.png -o out/chair --checkpoint sudo-ai/zero123plus-v1.1 \
         --controlnet sudo-ai/controlnet-zp11-depth-v1 --scale 0.75 --steps 36 --upscale 4
     python -m examples.texture chair.obj -o out/chair --views out/other    # views that were made elsewhere

@@ -328,6 +328,25 @@ def test_the_student_is_a_choice(browser):
     wait(browser, lambda: is_done(browser))
 
 
+def test_a_picture_of_the_back(browser):
+    """With it the views of one seed are others."""
+    upload(browser, ROOT / "examples" / "images" / "car.png")
+    set_steps(browser, 1)
+    browser.find_element(By.CSS_SELECTOR, "#dice input").click()
+    tiles = []
+    for more in (False, True):
+        if more:
+            browser.find_element(By.CSS_SELECTOR, "#more button").click()
+            field = wait(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#back input[type=file]"))
+            field.send_keys(str(ROOT / "evaluation" / "groups" / "toys-known" / "car-0" / "input_180.webp"))
+            wait(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#back img"))
+        browser.execute_script("arguments[0].click()", browser.find_element(By.ID, "generate"))
+        wait(browser, lambda: is_done(browser) and sources(browser, "#tile") not in ([], *tiles))
+        tiles.append(sources(browser, "#tile"))
+    first, second = (np.asarray(PIL.Image.open(io.BytesIO(fetch(tile[0]))).convert("RGB")) for tile in tiles)
+    assert np.abs(first.astype(int) - second).max() > 30 and not messages(browser)
+
+
 def test_no_picture_is_a_message(browser):
     wait(browser, lambda: browser.find_element(By.ID, "generate")).click()
     (message,) = wait(browser, lambda: messages(browser))
