@@ -37,7 +37,7 @@ ELSEWHERE = {
     "python app.py": ("tests/test_app.py", "app.launch(page"),
     "python -m examples.text_to_views": ("tests/test_examples.py", 'load("text_to_views").main'),
     "python generate.py front.png --also": ("tests/test_pictures.py", '"--also"'),
-    "python -m examples.texture": ("tests/test_texture.py", '"examples.texture"'),
+    "python -m examples.texture": ("tests/test_texture_command.py", '"examples.texture"'),
     "python -m training.render": ("tests/test_render.py", "render.main(arguments("),
     "python -m training.train": ("tests/test_training.py", "every_command_reads"),
     "python generate.py object.png -o out --checkpoint out/mine": ("tests/test_training.py", "every_command_reads"),
