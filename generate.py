@@ -101,6 +101,8 @@ def find(o: argparse.Namespace) -> list[tuple[str, str]]:
     """
     checks.check_device(o.device)
     checks.check_packages(*(["glb"] if "glb" in o.export else []), *(["upscale"] if o.upscale else []))
+    for _, path in o.also:
+        checks.check_picture(path)
     found, left_out = checks.find_pictures(o.pictures)
     if o.also and len(found) > 1:
         raise ValueError(f"`--also` is of one object, but there are {len(found)} pictures: give the first one alone.")
