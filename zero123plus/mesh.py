@@ -315,8 +315,7 @@ def colour(
         broken = ndimage.maximum_filter(far, 3) - ndimage.minimum_filter(far, 3) > DEPTH_EDGE
         near_edge = ndimage.maximum_filter(broken, int(2 * near * detail) + 1)[row, column]
         direction = pose[:3, 3] - points
-        # Of either side: faces may be wound the wrong way round, and what lies behind is told by depth
-        cosine = np.abs((normals * direction).sum(1)) / np.linalg.norm(direction, axis=1)
+        cosine = (normals * direction).sum(1) / np.linalg.norm(direction, axis=1)
         visible = (depth < depths[row, column] + tolerance) & (cosine > MIN_COSINE)
         solid, inner = (
             ndimage.map_coordinates(ndimage.minimum_filter(alpha, size), pixels, order=1) > 0.5
@@ -438,7 +437,7 @@ def write_glb(path: Path, mesh: Mesh, to_gltf: np.ndarray | None = None):
         baseColorTexture=PIL.Image.fromarray(np.round(255 * mesh.texture.clip(0, 1)).astype(np.uint8)),
         metallicFactor=0.0,
         roughnessFactor=1.0,
-        doubleSided=True,
+        doubleSided=True,  # some meshes have faces that are wound the wrong way round
     )
     to_gltf = np.linalg.inv(GLTF_TO_WORLD) if to_gltf is None else to_gltf
     normals = mesh.normals[vertex] @ np.linalg.inv(to_gltf[:3, :3])
