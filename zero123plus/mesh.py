@@ -36,6 +36,7 @@ DEPTH_EDGE = 0.02  # from which two neighbours of a depth map do not belong toge
 EDGE_SHARE = 2 / 320  # of a view, within which what is near an edge of depth, or of a matte, is mixed with others
 GAIN_PRIOR = 5  # on held-out objects' true views, whose factors are 1, PSNR falls below 1
 MIN_COSINE = 0.2  # of a view's direction and the normal, below which it sees too little
+BEHIND = 1e-3  # weight of a face that is seen from behind
 MAX_KNOWN = 40_000  # points that are seen, among which the nearest is looked for
 FACING = 0.2  # length that a difference in normals of 1 counts as, when the nearest point is looked for
 # glTF (+Z front, +Y up) to the world of the cameras (+X front, +Z up)
@@ -316,12 +317,13 @@ def colour(
         near_edge = ndimage.maximum_filter(broken, int(2 * near * detail) + 1)[row, column]
         direction = pose[:3, 3] - points
         cosine = (normals * direction).sum(1) / np.linalg.norm(direction, axis=1)
-        visible = (depth < depths[row, column] + tolerance) & (cosine > MIN_COSINE)
+        visible = (depth < depths[row, column] + tolerance) & (np.abs(cosine) > MIN_COSINE)
+        visible = visible * np.where(cosine > 0, 1.0, BEHIND)  # some faces are wound the wrong way round
         solid, inner = (
             ndimage.map_coordinates(ndimage.minimum_filter(alpha, size), pixels, order=1) > 0.5
             for size in (3, 2 * near + 1)
         )
-        weights.append(visible * cosine**power * np.where(inner & ~near_edge, 1.0, edge_weight * solid))
+        weights.append(visible * np.abs(cosine) ** power * np.where(inner & ~near_edge, 1.0, edge_weight * solid))
         samples.append([ndimage.map_coordinates(view[..., i], pixels, order=1, mode="nearest") for i in range(3)])
     samples, weights = np.swapaxes(samples, 1, 2), np.stack(weights)  # (N, P, 3), (N, P)
     samples = (samples * gains(samples, weights)[:, None]).clip(0, 1)
