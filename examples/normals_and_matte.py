@@ -33,9 +33,9 @@ def main(argv: list[str] | None = None):
     o = parser.parse_args(argv)
     checks.check_new(o.output)
     checks.check_device(o.device)
-    checks.check_packages("mattes")
     for path in filter(None, (o.picture, o.tile)):
         checks.check_picture(str(path))
+    checks.check_packages("mattes")
     # They take seconds, which mistakes need not wait for
     import numpy as np
     import torch
