@@ -52,7 +52,10 @@ def read_views(folder: Path, poses):
         )
     record = folder / checks.LAST
     if record.is_file():
-        theirs = np.array([frame["camera_to_world"] for frame in json.loads(record.read_text())["frames"]])
+        try:
+            theirs = np.array([frame["camera_to_world"] for frame in json.loads(record.read_text())["frames"]], float)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{record} cannot be read ({error!r}): remove it, or give another `--views`.") from error
         if theirs.shape != poses.shape or not np.allclose(theirs, poses, atol=1e-3):
             raise ValueError(f"`--views` {folder} has other cameras than the checkpoint: give `--cameras` or another.")
     return views

@@ -106,6 +106,7 @@ def settings_of(pipe):
         ({}, {"unet.nowhere.lora_A.weight": torch.ones(4, 64), "unet.nowhere.lora_B.weight": torch.ones(64, 4)}),
         ({}, {f"unet.{LAYER}.lora_A.weight": torch.ones(4, 7), f"unet.{LAYER}.lora_B.weight": torch.ones(64, 4)}),
         ({"num_inference_steps": "two"}, None),
+        ({"unet": 5}, None),
     ],
 )
 def test_a_lora_that_is_refused_changes_nothing(pipe, picture, run, tmp_path, more, keys):

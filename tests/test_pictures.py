@@ -268,6 +268,11 @@ def test_an_unbroken_run_has_the_losses_of_a_resumed_one(shards, tmp_path):
     assert losses("broken", 2, 4) == pytest.approx(losses("whole", 4), rel=1e-4)
 
 
+def options_of(tmp_path, shards, *more):
+    """Options of a run on the checkpoint `base`."""
+    return ["--checkpoint", tmp_path / "base", "--data", shards, "--output", tmp_path / "run", *more]
+
+
 @pytest.mark.parametrize(
     "more, words",
     [
@@ -278,16 +283,7 @@ def test_an_unbroken_run_has_the_losses_of_a_resumed_one(shards, tmp_path):
 )
 def test_options_that_do_not_go_together(shards, tmp_path, more, words):
     build_pipe().save_pretrained(tmp_path / "base")
-    fixed = [
-        "--checkpoint",
-        tmp_path / "base",
-        "--data",
-        shards,
-        "--output",
-        tmp_path / "run",
-        "--micro-batch-size",
-        1,
-    ]
+    fixed = options_of(tmp_path, shards, "--micro-batch-size", 1)
     with pytest.raises(SystemExit, match=words):
         train.main([str(part) for part in (*fixed, *more)])
 
@@ -296,16 +292,7 @@ def test_a_dry_run_counts_two_pictures(shards, tmp_path, capsys):
     build_pipe().save_pretrained(tmp_path / "base")
     compute = []
     for phase in ("2", "pictures"):
-        arguments = [
-            "--phase",
-            phase,
-            "--checkpoint",
-            tmp_path / "base",
-            "--data",
-            shards,
-            "--output",
-            tmp_path / "run",
-        ]
+        arguments = options_of(tmp_path, shards, "--phase", phase)
         train.main([str(part) for part in (*arguments, "--batch-size", 8, "--lora-rank", 2, "--dry-run")])
         compute.append(float(capsys.readouterr().out.split("compute")[1].split()[0]))
     assert 1.05 < compute[1] / compute[0] < 1.8

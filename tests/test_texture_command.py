@@ -59,6 +59,7 @@ def test_views_that_were_made_elsewhere(two_boxes, tmp_path):
         ("five", lambda folder: (folder / "view_5.png").unlink(), "has no view_5.png"),
         ("sizes", lambda folder: PIL.Image.new("RGB", (9, 9)).save(folder / "view_2.png"), "of one size are needed"),
         ("cameras", other_cameras, "has other cameras than the checkpoint"),
+        ("record", lambda folder: (folder / "cameras.json").write_text("{}"), "cameras.json cannot be read"),
     ):
         shutil.copytree(tmp_path / "first", tmp_path / name)
         change(tmp_path / name)

@@ -321,7 +321,7 @@ def lora_chain(folder: Path) -> list[Path]:
     found = []
     while (folder / LORA_FILE).is_file() and folder not in found:
         found.insert(0, folder)
-        base = Path(run_record(folder).get("checkpoint") or "")
+        base = Path(str(run_record(folder).get("checkpoint") or ""))
         folder = resolve_checkpoint(base) if base.is_dir() else base
     return found
 
@@ -406,9 +406,9 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
         raise ValueError("`--lora` needs the package peft: `pip install -r requirements.txt`.")
     folder, weight_name = find_lora(name)
     record = run_record(folder)
-    settings = pipe.lora_settings(record, f"`--lora` {name}")
-    check_base(pipe, record, name)
     with naming(name):
+        settings = pipe.lora_settings(record, f"`--lora` {name}")
+        check_base(pipe, record, name)
         weights, has_alphas = read_lora(folder / weight_name, name)
         keys = list(weights)
         modules = {module for module, _ in pipe.unet.named_modules()}
