@@ -127,15 +127,7 @@ def place(output: str) -> str:
 
 
 def run(found: list[tuple[str, str]], settings, batch_size: int, ray: str | None, workers: int) -> int:
-    """Makes all views and returns the exit status.
-
-    Args:
-        found: pictures and the names of their results.
-        settings: a `jobs.Settings`, of each picture.
-        batch_size: pictures at a time.
-        ray: address of a Ray cluster, if it is to run there.
-        workers: there.
-    """
+    """Makes all views and returns the exit status. For the arguments see [`parse_options`] and `jobs.Settings`."""
     from zero123plus import jobs, results  # take seconds, which --help and mistakes need not wait for
 
     left, made_with = [], jobs.made_with(settings) if settings.resume else {}

@@ -74,14 +74,7 @@ def read_on_grey(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 
 
 def score(tile: np.ndarray, truth: np.ndarray, mask: np.ndarray, cameras: Cameras) -> dict:
-    """All measures of one object.
-
-    Args:
-        tile: shape (H, W, 3).
-        truth: likewise.
-        mask: true mask, shape (H, W).
-        cameras: of the views.
-    """
+    """All measures of one object: of a tile and the true one, shape (H, W, 3), and the true mask, shape (H, W)."""
     views = split_views(tile[None])[0]
     masks, true_masks = foreground(views), split_views(mask[None, ..., None])[0][..., 0]
     result = {"tile PSNR": metrics.psnr(tile, truth), "tile SSIM": metrics.ssim(tile, truth)}
@@ -100,14 +93,8 @@ def control_tiles(folders: list[Path], condition: str | None) -> list[Image.Imag
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a checkpoint's tiles are made.
-
-    Args:
-        steps: of denoising; the checkpoint's if None.
-        guidance: scale of classifier-free guidance; likewise.
-        samples: of each picture.
-        batch_size: tiles at a time.
-        also: azimuths of further pictures of each object.
+    """How a checkpoint's tiles are made, so many samples of each picture. `also` are the azimuths of further pictures.
+    What is None is the checkpoint's.
     """
 
     steps: int | None = None
@@ -238,12 +225,8 @@ def one_step(pipe, folders: list[Path], batch_size: int, condition: str | None =
 
 
 def markdown(title: str, table: dict[str, dict], errors: dict[str, dict]) -> str:
-    """A table with a row for each system; a dash where a system has no such measure.
-
-    Args:
-        title: of the first column.
-        table: by system, its means.
-        errors: by system, their standard errors.
+    """A table, whose first column has a title, of means and standard errors by system; a dash where one has no such
+    measure.
     """
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
 
@@ -301,15 +284,11 @@ def mean_and_error(rows: list[dict]) -> tuple[dict, dict]:
 
 
 def find_objects(heldout: list[Path], condition: str | None, limit: int | None) -> dict[str, list[Path]]:
-    """The folders of the held-out objects, by the name of their group.
-
-    Args:
-        heldout: folders of groups.
-        condition: what a ControlNet is to see, if there is one.
-        limit: only so many of each group, evenly spread over it; 0: none.
+    """The folders of the held-out objects, by the name of their group. With a limit only so many of each group, evenly
+    spread over it.
 
     Raises:
-        ValueError: if there are none, or they lack the condition.
+        ValueError: if there are none, or they lack the condition that a ControlNet is to see.
     """
     groups = {}
     for folder in heldout:
@@ -339,16 +318,8 @@ def measure_checkpoint(
     normals: str | Path | None,
     student: str | Path | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, dict]], dict[Path, dict]]:
-    """Generates what is to be scored.
-
-    Args:
-        pipe: the pipeline.
-        groups: of [`find_objects`].
-        size: height and width of a tile, in pixels.
-        sampling: of the tiles.
-        controlnets: by condition, what is measured beside the pipeline alone.
-        normals: a ControlNet that makes normals, to score mattes.
-        student: a LoRA of few steps.
+    """Generates what is to be scored, tiles of `size`, height and width in pixels. ControlNets, by what they see, a
+    ControlNet that makes normals, and a student are measured beside the pipeline alone.
 
     Returns:
         By system, its tiles, shape (samples, N, *size, 3); by group and system, the one-step measures of all objects
@@ -387,12 +358,8 @@ def measure_checkpoint(
 def score_systems(
     systems: dict[str, np.ndarray], objects: list[Path], cameras: Cameras
 ) -> dict[tuple[str, Path], dict]:
-    """The measures of each object, by system and object, the mean over samples.
-
-    Args:
-        systems: by name, tiles of shape (samples, N, H, W, 3).
-        objects: N folders of held-out objects.
-        cameras: of the views.
+    """The measures of each object, by system and object, the mean over samples, given tiles of shape (samples, N, H,
+    W, 3) by system and the folders of the N objects.
     """
     jobs = [(name, i) for name in systems for i in range(len(objects))]
 
@@ -421,12 +388,8 @@ def score_systems(
 def summarise(
     groups: dict[str, list[Path]], rows: dict[tuple[str, Path], dict], steps: dict, mattes: dict[Path, float]
 ) -> tuple[dict, dict, dict]:
-    """The table of each group, its standard errors, and the scores of each object, all by group and system.
-
-    Args:
-        groups: of [`find_objects`].
-        rows: of [`score_systems`].
-        steps, mattes: of [`measure_checkpoint`].
+    """The table of each group, its standard errors, and the scores of each object, all by group and system, given what
+    [`find_objects`], [`score_systems`] and [`measure_checkpoint`] return.
     """
     systems = dict.fromkeys(name for name, _ in rows)
     scores = {

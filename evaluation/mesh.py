@@ -31,7 +31,7 @@ from training.data import on_grey, select_views
 from training.render import file_items
 from training.shards import index_shards, read_member, read_object
 from zero123plus import loading
-from zero123plus.mesh import Mesh, build_mesh, depth_maps, paint
+from zero123plus.mesh import Mesh, build_mesh, cross, depth_maps, paint, rasterise
 from zero123plus.options import Parser, command, count
 from zero123plus.pictures import cut_out, depth_tile
 
@@ -49,26 +49,11 @@ def crossings(vertices: np.ndarray, faces: np.ndarray, grid: int) -> np.ndarray:
     """
     # In voxels; not quite through the centres, so that no ray meets an edge
     corners = (vertices[faces] + RADIUS) * grid - 0.5 + np.array([1e-5, 2e-5, 0])
-    low, high = (np.ceil(corners[..., :2].min(1)), np.floor(corners[..., :2].max(1)))
-    low, high = low.clip(0, grid).astype(int), high.clip(-1, grid - 1).astype(int)
-    spans = (high - low + 1).clip(0)
-    counts = spans.prod(1)
-    triangle = np.repeat(np.arange(len(faces)), counts)  # each with every column that its bounds contain
-    place = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
-    columns = low[triangle] + np.stack([place // spans[triangle, 1], place % spans[triangle, 1]], axis=-1)
-    a, b, c = (corners[triangle, i] for i in range(3))
-
-    def area(p, q, r):
-        return (q[:, 0] - p[:, 0]) * (r[:, 1] - p[:, 1]) - (q[:, 1] - p[:, 1]) * (r[:, 0] - p[:, 0])
-
-    whole = area(a, b, c)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        weights = np.stack([area(b, c, columns), area(c, a, columns), area(a, b, columns)]) / whole
-    hit = (whole != 0) & (weights >= 0).all(0)
-    height = (weights * np.stack([a[:, 2], b[:, 2], c[:, 2]])).sum(0)[hit]
-    winding = np.zeros((grid, grid, grid + 1), int)
-    above = np.ceil(height).clip(0, grid).astype(int)
-    np.add.at(winding, (*columns[hit].T, above), -np.sign(whole[hit]).astype(int))
+    a, b, c = (corners[:, i, :2] for i in range(3))
+    side, winding = np.sign(cross(b - a, c - a)).astype(int), np.zeros((grid, grid, grid + 1), int)
+    for triangle, row, column, weights in rasterise(corners[..., :2], (grid, grid)):
+        above = np.ceil((weights * corners[triangle, :, 2]).sum(1)).clip(0, grid).astype(int)
+        np.add.at(winding, (column, row, above), -side[triangle])
     return winding[..., :-1].cumsum(-1)
 
 
@@ -130,12 +115,8 @@ def render_mesh(mesh: Mesh, cameras, size: int) -> np.ndarray:
 
 
 def views_of(entry: dict, predictions: Path | None) -> tuple[dict, Cameras, list[Image.Image]]:
-    """A held-out object ([`read_object`]), its cameras, and the six views that its mesh is made of: RGBA, or RGB of
-    `predictions`.
-
-    Args:
-        entry: of [`index_shards`].
-        predictions: folder of `NAME/tile.png`; None takes the true views.
+    """A held-out object ([`read_object`]), its cameras, and the six views that its mesh is made of: the true ones,
+    RGBA, or RGB of a folder of `NAME/tile.png`.
     """
     item = read_object(entry)
     cameras = CAMERAS[json.loads(read_member(entry, "json"))["cameras"]["preset"]]

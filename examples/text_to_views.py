@@ -26,16 +26,7 @@ def free():
 
 
 def text_to_picture(text: str, model: str, device: str, dtype, seed: int, steps: int):
-    """One PIL picture by a text-to-image pipeline, which is gone afterwards.
-
-    Args:
-        text: what to show.
-        model: folder or Hub name of any pipeline that `AutoPipelineForText2Image` knows.
-        device: to run on.
-        dtype: of its weights.
-        seed: of its noise.
-        steps: of its denoising.
-    """
+    """One PIL picture by any pipeline that `AutoPipelineForText2Image` knows. The pipeline is gone afterwards."""
     import torch
     from diffusers import AutoPipelineForText2Image
 

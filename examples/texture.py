@@ -15,18 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from zero123plus import checks
-from zero123plus.options import (
-    ROOT,
-    SCALE,
-    Parser,
-    add_checkpoint_options,
-    command,
-    count,
-    load_from_options,
-    scale,
-    seed,
-)
+from zero123plus import checks, options
 
 MIN_IOU = 0.8  # of a mesh's silhouette and a generated view's, below which the ControlNet did not follow the mesh
 
@@ -46,10 +35,8 @@ def read_views(folder: Path, poses):
     if missing := [path.name for path in paths if not path.is_file()]:
         raise ValueError(f"`--views` {folder} has no {', '.join(missing)}: six views are needed.")
     views = [read_picture(path, str(path)) for path in paths]
-    if len({view.size for view in views}) > 1 or views[0].width != views[0].height:
-        raise ValueError(
-            f"`--views` {folder} has pictures of {views[0].size} and others: squares of one size are needed."
-        )
+    if len(sizes := {edge for view in views for edge in view.size}) > 1:
+        raise ValueError(f"`--views` {folder} has edges of {sizes} pixels, but squares of one size are needed.")
     record = folder / checks.LAST
     if record.is_file():
         try:
@@ -61,22 +48,22 @@ def read_views(folder: Path, poses):
     return views
 
 
-@command
+@options.command
 def main(argv: list[str] | None = None):
     """The command line."""
-    parser = Parser("A texture for a mesh, from one picture.")
+    parser = options.Parser("A texture for a mesh, from one picture.")
     add = parser.add_argument
     add("mesh", type=Path, help="file that Blender imports")
     add("picture", type=Path, nargs="?", help="picture of the look that the mesh is to have")
     add("-o", "--output", type=Path, required=True, help="new folder to write to")
     add("--views", type=Path, help="folder of six views, in place of a picture")
-    add_checkpoint_options(add)
-    add("--controlnet", default=str(ROOT / "controlnet"), help="ControlNet of depth; the shipped one if missing")
-    add("--scale", type=scale, default=3.0, help="strength of the ControlNet; 0.75 suits that of the public v1.1")
-    add("--steps", type=count, help="denoising steps; the checkpoint's if missing")
-    add("--guidance", type=scale, help="guidance scale; the checkpoint's if missing")
-    add("--seed", type=seed, default=0, help="seed of the views")
-    add("--upscale", type=int, choices=[SCALE], help="make the views this many times as large, by Real-ESRGAN")
+    options.add_checkpoint_options(add)
+    add("--controlnet", default=str(options.ROOT / "controlnet"), help="depth ControlNet; the shipped one if missing")
+    add("--scale", type=options.scale, default=3.0, help="strength of the ControlNet; 0.75 suits the public v1.1's")
+    add("--steps", type=options.count, help="denoising steps; the checkpoint's if missing")
+    add("--guidance", type=options.scale, help="guidance scale; the checkpoint's if missing")
+    add("--seed", type=options.seed, default=0, help="seed of the views")
+    add("--upscale", type=int, choices=[options.SCALE], help="make the views this many times as large, by Real-ESRGAN")
     o = parser.parse_args(argv)
     if (o.picture is None) == (o.views is None):
         parser.error("give a picture, or `--views`, and not both")
@@ -108,7 +95,7 @@ def main(argv: list[str] | None = None):
     if solid.corners is None:
         print("The mesh has no UVs in [0, 1] without overlaps, and gets new ones.", file=sys.stderr)
     picture = prepare(read_picture(o.picture, str(o.picture))) if o.picture else None
-    pipe = load_from_options(o)
+    pipe = options.load_from_options(o)
     poses, edge = pipe.camera_poses(), pipe.default_size[1] // 2
 
     # 2. Its views
@@ -117,9 +104,9 @@ def main(argv: list[str] | None = None):
     else:
         depths = mesh.depth_maps(solid.vertices, solid.faces, poses, pipe.camera_intrinsics(edge, edge), edge)
         loading.load_controlnet(pipe, o.controlnet, o.scale)
-        options = {"num_inference_steps": o.steps, "guidance_scale": o.guidance}
-        options["control_image"] = depth_tile(depths, np.isfinite(depths))
-        views = pipe(picture, **options, generator=torch.Generator().manual_seed(o.seed)).views[0]
+        call = {"num_inference_steps": o.steps, "guidance_scale": o.guidance}
+        call |= {"control_image": depth_tile(depths, np.isfinite(depths))}
+        views = pipe(picture, **call, generator=torch.Generator().manual_seed(o.seed)).views[0]
         views = [Upscaler(pipe.device.type)(view) for view in views] if o.upscale else views
     edge = views[0].width
     cut = [view if view.mode == "RGBA" else cut_out(view, f"view_{i}") for i, view in enumerate(views)]

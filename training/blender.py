@@ -116,9 +116,8 @@ class ShownFaces(bpy.types.RenderEngine):
             if layer:
                 layer.uv.foreach_get("vector", places.ravel())
             shown = np.array([not is_invisible(slot.material) for slot in thing.material_slots] or [True])
-            kept = shown[material.clip(0, len(shown) - 1)]
-            faces = faces[kept] if np.linalg.det(matrix[:3, :3]) > 0 else faces[kept][:, [0, 2, 1]]
-            loops = loops[kept] if np.linalg.det(matrix[:3, :3]) > 0 else loops[kept][:, [0, 2, 1]]
+            order = [0, 1, 2] if np.linalg.det(matrix[:3, :3]) > 0 else [0, 2, 1]  # of a mirrored instance's corners
+            faces, loops = (part[shown[material.clip(0, len(shown) - 1)]][:, order] for part in (faces, loops))
             ShownFaces.parts.append((vertices @ matrix[:3, :3].T + matrix[:3, 3], faces, places[loops]))
             thing.to_mesh_clear()
 
@@ -162,15 +161,13 @@ def shown_points() -> np.ndarray:
 def shown_mesh(name: str) -> tuple[Mesh, np.ndarray]:
     """Normalises the scene, and returns all faces that a render of it shows, in the cameras' world.
 
-    Args:
-        name: to use in messages.
-
     Returns:
         The mesh, with the file's own UVs where they lie in [0, 1] and do not overlap; and the matrix from the world to
         the axes and scale that the file has in glTF, shape (4, 4).
 
     Raises:
-        ValueError: if there are too many faces, or vertices that are not finite, or as [`normalise`].
+        ValueError: if there are too many faces, or vertices that are not finite, or as [`normalise`]. It begins with
+            `name`.
     """
     vertices, faces, corners = shown_faces()
     if not np.isfinite(vertices).all():
@@ -312,14 +309,8 @@ def open_scene(filepath: str):
 
 
 def load_object(item: dict, folder: str | None = None) -> list[str]:
-    """Adds what a render of an object's file shows, without its lights, to the empty scene.
-
-    Args:
-        item: as `training.render` lists it.
-        folder: to extract an archive's object into.
-
-    Returns:
-        The materials that its file uses but does not define.
+    """Adds what a render of an object's file shows, without its lights, to the empty scene. An archive's object is
+    extracted into a folder. Returns the materials that its file uses but does not define.
 
     Raises:
         ValueError: if the file has no faces, or lacks something that its materials need.
@@ -420,12 +411,8 @@ def find_textures(folder: Path):
 
 
 def exchange_textures(other: dict, rng: random.Random, folder: str):
-    """Gives what has a texture for its colour one of another object's, if that has any.
-
-    Args:
-        other: of an archive.
-        rng: that chooses from its textures.
-        folder: to extract them into.
+    """Gives what has a texture for its colour one of another object of an archive, if that has any, chosen at random.
+    They are extracted into a folder.
     """
     beside = catalogue.extract(other, folder).parent
     paths = sorted(path for path in beside.iterdir() if path.suffix.lower() in TEXTURES)
@@ -559,12 +546,8 @@ def remove_inward_parts(thing: bpy.types.Object, culled: set):
 
 
 def render_view(camera: dict, size: int, folder: str) -> dict[str, np.ndarray]:
-    """One view that looks at the origin with world Z up.
-
-    Args:
-        camera: `azimuth`, `elevation` and vertical `fov` in degrees, and `distance`.
-        size: S, pixels of the view's edge.
-        folder: for temporary files.
+    """One view that looks at the origin with world Z up, of a camera's `azimuth`, `elevation` and vertical `fov` in
+    degrees, and `distance`. Files for a moment are written into a folder.
 
     Returns:
         `rgba`, uint8 of shape (S, S, 4); `depth`, uint16 of shape (S, S); `normal`, uint8 of shape (S, S, 3).

@@ -29,16 +29,10 @@ def read_properties(text: str) -> dict[str, str]:
 
 
 def archive_items(path: Path) -> list[dict]:
-    """The objects of a `.sh3f` archive, as `training.render` takes them.
-
-    Args:
-        path: of the archive.
-
-    Returns:
-        For each object `id`, which is the archive's own and so the same everywhere; `source`, the archive's name and
-        the model's path in it; `name`, `category`, `creator` and `licence`; `path`, of the archive; `member`, of the
-        model; and where the catalogue turns the model `rotation`, 9 numbers, row by row, in the model's own axes (+Y
-        up).
+    """The objects of a `.sh3f` archive, as `training.render` takes them: for each `id`, which is the archive's own and
+    so the same everywhere; `source`, the archive's name and the model's path in it; `name`, `category`, `creator` and
+    `licence`; `path`, of the archive; `member`, of the model; and where the catalogue turns the model `rotation`, 9
+    numbers, row by row, in the model's own axes (+Y up).
 
     Raises:
         ValueError: if the file is no such archive.
@@ -74,11 +68,7 @@ def archive_items(path: Path) -> list[dict]:
 
 
 def extract(item: dict, folder: str) -> Path:
-    """Extracts a model of an archive, with the files beside it, and returns its path.
-
-    Args:
-        item: of [`archive_items`].
-        folder: to extract into.
+    """Extracts a model of [`archive_items`] into a folder, with the files beside it, and returns its path.
 
     Raises:
         ValueError: if the files are larger than `MAX_EXTRACTED` in all.

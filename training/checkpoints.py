@@ -66,13 +66,7 @@ def with_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor], name
 
 
 def write_weights(weights: dict[str, torch.Tensor], folder: Path, pipe: Zero123PlusPipeline):
-    """Writes what was trained: a ControlNet, LoRA layers, or the whole pipeline.
-
-    Args:
-        weights: of a [`loss.Denoiser`].
-        folder: to write into.
-        pipe: that the training began with.
-    """
+    """Writes what was trained, weights of a [`loss.Denoiser`]: a ControlNet, LoRA layers, or the whole pipeline."""
     if pipe.controlnet is not None:
         with_weights(pipe.controlnet, weights, "controlnet").save_pretrained(folder)
     elif getattr(pipe.unet, "peft_config", None):
@@ -117,12 +111,8 @@ def decide(accelerator: Accelerator, *values: float) -> list[float]:
 
 
 class StepLog:
-    """The log of a run. A line is written when the next one comes, because its loss may still be computed on the GPU,
-    and to wait for it would leave the GPU idle.
-
-    Args:
-        file: to write to; None in all processes but the first.
-        accelerator: whose trackers get the lines too.
+    """The log of a run, written by the first process alone. A line is written when the next one comes, because its
+    loss may still be computed on the GPU, and to wait for it would leave the GPU idle.
     """
 
     def __init__(self, file, accelerator: Accelerator):
@@ -215,16 +205,8 @@ class Run:
     def save(
         self, write: Callable[[dict, Path], None], model, ema: EMAModel, optimizer, step: int, samples: int, kept=False
     ):
-        """Writes `checkpoint-STEP`, which appears whole or not at all, and removes all but the newest.
-
-        Args:
-            write: writes weights of the model, by name, into a folder.
-            model: in training.
-            ema: the averages of its parameters, which are what the checkpoint holds.
-            optimizer: whose state is each process's own where it is shared out.
-            step: of the run.
-            samples: that it has seen.
-            kept: whether later checkpoints leave this one alone.
+        """Writes `checkpoint-STEP`, which appears whole or not at all and holds the averages of the weights, and
+        removes all but the newest, and those that were kept.
 
         Raises:
             ValueError: if it cannot be written, as on a full disk. Nothing of it is left then.

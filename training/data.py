@@ -36,17 +36,11 @@ def on_grey(rgba: np.ndarray) -> np.ndarray:
 
 
 def target_columns(k: torch.Tensor, mirror: torch.Tensor) -> torch.Tensor:
-    """The columns of the six targets that Zero123++ has for input views, of which target j has elevation j mod 2.
+    """The columns of the six targets that Zero123++ has for input views k, shape (B,), of which target j has elevation
+    j mod 2: shape (B, 6).
 
     Target j stands at azimuth 30 + 60 j from input k, so in column (k + j) mod 6. A mirrored object is another object:
     every picture is flipped, and azimuths count the other way round.
-
-    Args:
-        k: input views, shape (B,).
-        mirror: booleans of shape (B,).
-
-    Returns:
-        Shape (B, 6).
     """
     j = torch.arange(INPUTS, device=k.device)
     return torch.where(mirror[:, None], k[:, None] - j - 1, k[:, None] + j) % INPUTS
@@ -180,11 +174,8 @@ class TileDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, folder: Path, condition: str | None = None, pictures: int = 1):
-        """
-        Args:
-            folder: of shards.
-            condition: a key of `CONDITIONS`; with "rgb" `tile` is of normals.
-            pictures: whether, being more than 1, there are several of each object.
+        """Several pictures of each object are read if `pictures` is more than 1. With the condition "rgb" `tile` is of
+        normals.
 
         Raises:
             ValueError: if there are no shards, they lack what the condition needs, or differ in size or cameras.
@@ -249,14 +240,13 @@ class Objects(torch.utils.data.Dataset):
 
 class TilesInMemory(torch.utils.data.Dataset):
     """The samples of a [`TileDataset`] whose objects all lie decoded in the memory of the device that trains, where
-    [`TilesInMemory.batch`] puts batches together. An object of 128 pixels takes 0.9 MB.
+    [`TilesInMemory.batch`] puts batches together. An object of 128 pixels takes 0.9 MB. Objects that are not seen in
+    all views are left out.
 
     Args:
-        dataset: of the samples. Objects that are not seen in all views are left out.
-        device: to hold them.
         workers: processes that decode.
-        permute_colours: whether each sample's colour channels change their places at random, which makes other
-            objects of the same shape.
+        permute_colours: whether each sample's colour channels change their places at random, which makes other objects
+            of the same shape.
         progress: wraps the loader of objects in a progress bar.
     """
 
@@ -307,21 +297,17 @@ class TilesInMemory(torch.utils.data.Dataset):
 
 
 class Stream(torch.utils.data.Dataset):
-    """The samples of a training run by their place in it: shuffled epochs, one after another.
+    """The samples of a training run by their place in it, from `start` to before `stop`: shuffled epochs, one after
+    another.
 
     Which sample stands at a place, and the `seed` of all that is drawn for it, follow from the place alone. So a run
     that was interrupted goes on as if it had not been, on any number of processes. A sample that cannot be read is
     left out for the next one; `skipped` counts these.
 
     Args:
-        dataset: of the samples.
-        seed: of the order, and of the samples' seeds.
-        start: the first place.
-        stop: the place after the last.
         image_sizes: least and greatest edge in pixels of `image_size`, which a sample's `image` is to be resized to at
             random (section 3 of the paper), or None.
-        pictures: of each object at most. All samples of a step have as many.
-        batch_size: samples of a step.
+        pictures: of each object at most. All samples of a step, which are `batch_size`, have as many.
     """
 
     def __init__(
@@ -367,14 +353,11 @@ class Stream(torch.utils.data.Dataset):
 
 class PictureDataset(torch.utils.data.Dataset):
     """Pictures alone, which is all that a student needs: samples of `index` and `image`, the object cut out, in the
-    middle and on grey, uint8 of shape (3, 512, 512).
-
-    Args:
-        folder: of pictures, with those below.
-        background: "auto", or "keep" for pictures that are to be learned from as they are.
+    middle and on grey, uint8 of shape (3, 512, 512). With the background "keep" they are learned from as they are.
 
     Raises:
-        ValueError: if it has none, or one of `CHECKED`, evenly spread, has a background that cannot be removed.
+        ValueError: if the folder has none, or one of `CHECKED`, evenly spread, has a background that cannot be
+            removed.
     """
 
     preset = None  # of cameras, which pictures do not have

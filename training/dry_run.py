@@ -13,12 +13,8 @@ def describe(pipe, model: Denoiser, parameters: list, o, precision: str, tile: t
     """Describes what a run would train: parameters, FLOPs a step and their memory, counted on tensors without data.
 
     Args:
-        pipe: the pipeline.
-        model: what computes.
-        parameters: what trains.
-        o: the run's [`train.Options`].
         precision: of accelerate, such as "bf16".
-        tile: shape of a tile, (3, H, W).
+        tile: height and width.
         student: `num_inference_steps` of a student, and `teacher_steps` and `teacher_guidance` of the path whose end
             it learns; empty for other phases.
     """

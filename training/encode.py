@@ -81,10 +81,6 @@ class Encoder:
     """Encodes samples with the frozen parts of a pipeline. `prompt_embeds`, shape (1, L, D), are those of the empty
     prompt, `azimuth_embeds`, shape (12, L, D), those of the texts of further pictures at 0 (the empty prompt), 30, ...
     330 degrees, and `negative`, shape (1, 2 C, h', w'), the moments of the empty reference picture.
-
-    Args:
-        pipe: the pipeline.
-        device: to encode on.
     """
 
     def __init__(self, pipe: Zero123PlusPipeline, device: torch.device):
@@ -100,12 +96,10 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, batch: dict) -> dict:
-        """Returns `tile` and `reference`, moments (mean and deviation) of shape (B, 2 C, ...) and, with R pictures of
-        each object, (B * R, 2 C, ...); `reference_text`, shape (B * R, L, D), for R > 1; `clip_pixels`, of the first
-        picture; and `control`, shape (B, 3, H, W) in [-1, 1], where there is one.
-
-        Args:
-            batch: of uint8 pictures, as [`data.collate`] gives it.
+        """Encodes a batch of [`data.collate`]. Returns `tile` and `reference`, moments (mean and deviation) of shape
+        (B, 2 C, ...) and, with R pictures of each object, (B * R, 2 C, ...); `reference_text`, shape (B * R, L, D),
+        for R > 1; `clip_pixels`, of the first picture; and `control`, shape (B, 3, H, W) in [-1, 1], where there is
+        one.
         """
         images, sizes = batch["image"].to(self.device) / 255, batch.get("image_size")
         references, reference_sizes, more = images, sizes, {}

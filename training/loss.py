@@ -99,13 +99,8 @@ class Denoiser(torch.nn.Module):
 def draw_timesteps(
     generators: torch.Generator | list[torch.Generator], count: int, num_timesteps: int, dropout: float
 ):
-    """Draws each sample's time step, and 1 or 0, with or without the condition; both of shape (count,).
-
-    Args:
-        generators: one for each sample, or one for all.
-        count: of samples.
-        num_timesteps: of the schedule.
-        dropout: share of samples without the condition.
+    """Draws each sample's time step, and 1 or 0, with or without the condition; both of shape (count,). There is a
+    generator for each sample, or one for all.
     """
     each, shape = (generators, (1,)) if isinstance(generators, list) else ([generators], (count,))
     timesteps = [torch.randint(0, num_timesteps, shape, generator=one, device=one.device) for one in each]
@@ -147,10 +142,6 @@ class Zero123PlusLoss:
         All that is drawn for a sample follows from its `seed`. On CUDA all that is drawn for a batch follows from the
         first sample's `seed`, and it is drawn there: a generator for each sample takes longer than a step of a small
         model.
-
-        Args:
-            model: a [`Denoiser`], or what accelerate made of one.
-            batch: as [`Encoder`] takes it, with `seed`.
         """
         encoded, seeds = self.encoder(batch), batch["seed"]
         if torch.device(self.device).type == "cuda":
@@ -165,14 +156,8 @@ class Zero123PlusLoss:
         return (error * min_snr_weight(self.scheduler, timesteps, self.snr_gamma)).mean()
 
     def predict(self, model: torch.nn.Module, encoded: dict, timesteps, keep, generators):
-        """Noises tiles and references to the same time steps and predicts v.
-
-        Args:
-            model: a [`Denoiser`], or what accelerate made of one.
-            encoded: of [`Encoder`].
-            timesteps: shape (B,).
-            keep: shape (B,), 1 with and 0 without the condition.
-            generators: one for each sample, or one for all.
+        """Noises tiles and references that [`Encoder`] encoded to the same time steps, shape (B,), and predicts v,
+        with the condition where `keep`, shape (B,), is 1.
 
         Returns:
             Predicted v, true v and the noisy tile, all float32 of shape (B, C, 3 h, 2 w).
@@ -195,12 +180,7 @@ class Zero123PlusLoss:
 
     @torch.no_grad()
     def validate(self, model: torch.nn.Module, samples: dict, batch_size: int = 8) -> dict:
-        """Measures held-out samples; the same noise is drawn every time.
-
-        Args:
-            model: a [`Denoiser`], or what accelerate made of one.
-            samples: a batch, as [`Encoder`] takes it.
-            batch_size: samples at a time, which changes no result.
+        """Measures a batch of held-out samples, `batch_size` at a time; the same noise is drawn every time.
 
         Returns:
             `validation_loss`, the mean v-loss of `VALIDATION_TIMESTEPS`, with the condition; and the PSNR in dB of the

@@ -57,12 +57,8 @@ COMPANIONS |= {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".tga", ".bmp"
 
 
 def render_shard(items: list[dict], minutes: float, work) -> tuple[bytes, list[dict]]:
-    """Renders the objects of one shard, one after another, in a process of their own that may die.
-
-    Args:
-        items: the objects.
-        minutes: time limit of an object; its process is killed, and the next object has a new one.
-        work: [`render_object`] with all but its first argument.
+    """Renders the objects of one shard, one after another, in a process of their own that may die, or is killed when
+    an object takes longer than `minutes`. `work` is [`render_object`] with all but its first argument.
 
     Returns:
         The shard, and for each object that failed its `id` and `error`.
@@ -178,12 +174,9 @@ def listed(items: list[dict], path: Path, option: str) -> list[dict]:
 
 
 def add_variants(items: list[dict], count: int) -> list[dict]:
-    """The objects and, of each, `count` variants, as ID_v1, ID_v2, ...: stretched along the three axes and, where they
-    are of an archive, with the textures of another object of their category, which follows from the id.
-
-    Args:
-        items: the objects; none of them is held out, because they lend their textures.
-        count: of variants of each.
+    """The objects, none of which is held out, and, of each, `count` variants, as ID_v1, ID_v2, ...: stretched along
+    the three axes and, where they are of an archive, with the textures of another object of their category, which
+    follows from the id.
     """
     categories = {}
     for item in items if count else ():
@@ -200,10 +193,8 @@ def add_variants(items: list[dict], count: int) -> list[dict]:
 
 
 def objaverse_items(given: str) -> list[dict]:
-    """Objects of Objaverse, downloaded where they are not yet.
-
-    Args:
-        given: a text file with one uid a line, or the name of an LVIS category.
+    """Objects of Objaverse, downloaded where they are not yet: those of a text file with one uid a line, or of an LVIS
+    category.
 
     Raises:
         ValueError: if it is neither.
@@ -281,52 +272,26 @@ def run_on_ray(jobs: list[tuple], address: str) -> Iterator[tuple]:
     ray.shutdown()
 
 
-def check_output(output: Path, entries: list[dict], size: int, input_size: int, preset: str, settings: dict):
-    """Checks that shards that are there were rendered with the same settings.
-
-    Args:
-        output: their folder.
-        entries: of [`index_shards`].
-        size, input_size: asked for, in pixels.
-        preset: of cameras, likewise.
-        settings: what else is asked for and recorded for each object, by the names of the options.
-
-    Raises:
-        ValueError: naming both.
+def check_output(output: Path, entries: list[dict], asked: dict):
+    """Checks that the shards that are there were rendered as is asked for now, by the names of the options. Raises
+    ValueError naming both.
     """
     if not entries:
         return
-    found = check_shards(entries)
-    item = read_object(entries[0])
-    there = item["targets"].shape[2], item["inputs"].shape[1], found or preset
-    asked = size, input_size, preset
-    if there != asked:
-        raise ValueError(
-            f"`--output` {output} holds views of {there[0]} pixels, inputs of {there[1]} and cameras of {there[2]},"
-            f" but {asked[0]}, {asked[1]} and {asked[2]} are asked for now: choose another folder."
-        )
-    record = json.loads(read_member(entries[0], "json"))
-    for name, value in settings.items():
-        if record.get(name, value) != value:
+    item, there = read_object(entries[0]), json.loads(read_member(entries[0], "json"))
+    there |= {"size": item["targets"].shape[2], "input-size": item["inputs"].shape[1]}
+    there["cameras"] = check_shards(entries) or asked["cameras"]
+    for name, value in asked.items():
+        if there.get(name, value) != value:
             raise ValueError(
-                f"`--output` {output} was rendered with `--{name}` {record[name]}, but {value} is asked for now:"
-                " choose another folder."
+                f"`--output` {output} was rendered with `--{name}` {there[name]}, but {value} is asked for now: choose"
+                " another folder."
             )
 
 
 def plan(output: Path, items: list[dict], entries: list[dict], shard_size: int, retry: bool):
     """The shards that are to be rendered, under names that are free, and their objects: those that no shard has and
-    that have not failed, or have and are to be tried again.
-
-    Args:
-        output: folder of the shards.
-        items: all objects that are asked for.
-        entries: of [`index_shards`], of the shards that are there.
-        shard_size: objects a shard.
-        retry: whether objects that failed are tried again.
-
-    Returns:
-        A list of pairs: the path of a shard, and its objects.
+    that have not failed, or have and are to be tried again. Pairs of a shard's path and its objects.
     """
     done = {entry["key"] for entry in entries}
     failures = output / "failures.jsonl"
@@ -338,16 +303,7 @@ def plan(output: Path, items: list[dict], entries: list[dict], shard_size: int, 
 
 
 def render(output: Path, shards: list[tuple[Path, list[dict]]], minutes: float, work, workers: int, ray: str | None):
-    """Renders shards.
-
-    Args:
-        output: folder of the shards.
-        shards: of [`plan`].
-        minutes: time limit of an object.
-        work: see [`render_shard`].
-        workers: processes on this machine.
-        ray: address of a Ray cluster, if it is to run there.
-    """
+    """Renders shards of [`plan`], in processes on this machine or on a Ray cluster."""
     output.mkdir(parents=True, exist_ok=True)
     jobs = [(path, (members, minutes, work)) for path, members in shards]
     members_of, failed = dict(shards), 0
@@ -417,8 +373,8 @@ def main(argv: list[str] | None = None):
     input_size = o.input_size or o.size
     entries = index_shards(o.output, needed=False)
     maps = [path.name for path in hdri_paths(o.hdris)]
-    settings = {"samples": o.samples, "seed": o.seed, "hdris": maps, **({"up": o.up} if o.objects else {})}
-    check_output(o.output, entries, o.size, input_size, o.cameras, settings)
+    asked = {"size": o.size, "input-size": input_size, "cameras": o.cameras, "samples": o.samples, "seed": o.seed}
+    check_output(o.output, entries, asked | {"hdris": maps, **({"up": o.up} if o.objects else {})})
     shards = plan(o.output, items, entries, o.shard_size, o.retry_failed)
     left = sum(len(members) for _, members in shards)
     print(

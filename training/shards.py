@@ -77,13 +77,8 @@ def read_member(entry: dict, kind: str) -> bytes:
 
 
 def check_shards(entries: list[dict]) -> str | None:
-    """Checks that all shards have views of one size and of one camera preset, by the first sample of each.
-
-    Args:
-        entries: of [`index_shards`].
-
-    Returns:
-        The key in `pipeline.CAMERAS` of their targets; None where they do not say it.
+    """Checks that all shards have views of one size and of one camera preset, by the first sample of each. Returns the
+    preset, a key of `pipeline.CAMERAS`; None where they do not say it.
 
     Raises:
         ValueError: naming two shards that differ.
@@ -112,15 +107,12 @@ def split_sheet(sheet: np.ndarray) -> np.ndarray:
 
 
 def read_object(entry: dict) -> dict:
-    """Reads one object.
-
-    Args:
-        entry: of [`index_shards`].
+    """Reads one object of [`index_shards`].
 
     Returns:
         `name`, `inputs` of shape (6, I, I, 4) and `targets` of shape (2, 6, S, S, 4): elevations by azimuths; both
-        uint8 RGBA with straight alpha. Where they are indexed also `targets.depth.png`, uint16 of shape
-        (2, 6, S, S, 1), and `targets.normal.png`, uint8 of shape (2, 6, S, S, 3).
+        uint8 RGBA with straight alpha. Where they are indexed also `targets.depth.png`, uint16 of shape (2, 6, S, S,
+        1), and `targets.normal.png`, uint8 of shape (2, 6, S, S, 3).
 
     Raises:
         ValueError: if it cannot be read.

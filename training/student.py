@@ -87,11 +87,8 @@ class StudentLoss:
 
     @torch.no_grad()
     def path(self, pictures: list, generators: list[torch.Generator]) -> tuple[torch.Tensor, ...]:
-        """What the teacher makes of pictures, and from what, as float32.
-
-        Args:
-            pictures: B pictures, as the pipeline takes them.
-            generators: one each, which are left where the pipeline would leave them.
+        """What the teacher makes of B pictures, and from what, as float32. The generators, one each, are left where
+        the pipeline would leave them.
 
         Returns:
             The end of the path and its start, shape (B, C, 3 h, 2 w); reference latents, shape (B, C, h', w'), and
@@ -110,13 +107,7 @@ class StudentLoss:
         return end.float(), start.float(), reference.float(), noise.float()
 
     def steps(self, model: torch.nn.Module, clip_pixels, start, reference, reference_noise) -> Iterator[torch.Tensor]:
-        """Yields the student's x0^k, shape (B, C, 3 h, 2 w), for each of its steps.
-
-        Args:
-            model: a [`loss.Denoiser`], or what accelerate made of one.
-            clip_pixels: shape (B, 3, H, W).
-            start, reference, reference_noise: of [`path`].
-        """
+        """Yields the student's x0^k, shape (B, C, 3 h, 2 w), for each of its steps, from what [`path`] returned."""
         x, keep = self.sigmas[0] * start, torch.ones(len(start), device=self.device)
         for k, t in enumerate(self.timesteps):
             alpha, sigma = self.alphas[k], self.sigmas[k]
@@ -132,12 +123,8 @@ class StudentLoss:
     def predictions(
         self, model: torch.nn.Module, pictures: torch.Tensor, seeds: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The student's x0^k for each of its steps, shape (K, B, C, 3 h, 2 w), and the teacher's x0*.
-
-        Args:
-            model: as in [`steps`].
-            pictures: uint8 of shape (B, 3, I, I).
-            seeds: one each, from which all that is drawn follows.
+        """The student's x0^k for each of its steps, shape (K, B, C, 3 h, 2 w), and the teacher's x0*, of pictures,
+        uint8 of shape (B, 3, I, I), and the seeds from which all that is drawn for each follows.
         """
         pictures = load_pictures(pictures, "image")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -166,11 +153,8 @@ class StudentLoss:
         return distance + SATURATION * (saturation - true_saturation).abs()
 
     def __call__(self, model: torch.nn.Module, batch: dict) -> torch.Tensor:
-        """The loss of a batch, without dimensions. All that is drawn for a sample follows from its `seed`.
-
-        Args:
-            model: a [`loss.Denoiser`], or what accelerate made of one.
-            batch: with `image` and `seed`, as [`data.collate`] gives it.
+        """The loss of a batch of [`data.collate`], without dimensions. All that is drawn for a sample follows from its
+        `seed`.
         """
         x0, end = self.predictions(model, batch["image"], batch["seed"])
         loss = latent_loss(squared_errors(x0, end))

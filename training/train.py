@@ -49,14 +49,9 @@ from .student import StudentLoss
 PAPER = {"image_sizes": (128, 512), "steps": 50_000, "batch_size": 256, "snr_gamma": 5.0}  # section 3
 # From random weights min-SNR starves high noise, where shape and colour are decided
 WITHOUT_SNR = {"image_sizes": None, "lr_scheduler": "decay", "snr_gamma": 0.0}
+LORA = {"train": "unet", "learning_rate": 1e-4, "warmup_steps": 50, "batch_size": 32, **WITHOUT_SNR}
 PHASES = {
-    "1": {
-        "train": "attention",
-        "learning_rate": 7e-5,
-        "lr_scheduler": "cosine",
-        "warmup_steps": 1000,
-        **PAPER,
-    },
+    "1": {"train": "attention", "learning_rate": 7e-5, "lr_scheduler": "cosine", "warmup_steps": 1000, **PAPER},
     "2": {
         "train": "unet",
         "learning_rate": 5e-6,
@@ -73,27 +68,10 @@ PHASES = {
         "batch_size": 64,
         **WITHOUT_SNR,
     },
-    # A LoRA, made from 32,000 pictures that are seen once: fresh paths of the teacher do not overfit
-    "student": {
-        "train": "unet",
-        "lora_rank": 64,
-        "learning_rate": 1e-4,
-        "warmup_steps": 50,
-        "steps": 1_000,
-        "batch_size": 32,
-        **WITHOUT_SNR,
-    },
-    # A LoRA that learns what further pictures show, and from where
-    "pictures": {
-        "train": "unet",
-        "lora_rank": 16,
-        "pictures": 4,
-        "learning_rate": 1e-4,
-        "warmup_steps": 50,
-        "steps": 2_000,
-        "batch_size": 32,
-        **WITHOUT_SNR,
-    },
+    # Made from 32,000 pictures that are seen once: fresh paths of the teacher do not overfit
+    "student": {"lora_rank": 64, "steps": 1_000, **LORA},
+    # Learns what further pictures show, and from where
+    "pictures": {"lora_rank": 16, "pictures": 4, "steps": 2_000, **LORA},
     # The paper gives no figures for its ControlNets: diffusers' usual rate, the rest as in phase 2
     "controlnet": {
         "train": "controlnet",
@@ -210,12 +188,8 @@ class Options(SourceOptions, OptimiserOptions, MachineOptions, RunOptions):
 
 
 def trainable_parameters(unet: torch.nn.Module, train: str) -> dict[str, torch.nn.Parameter]:
-    """The UNet's parameters to train, by name.
-
-    Args:
-        unet: the UNet.
-        train: "attention" for phase 1 of the paper, self-attention and the K and V matrices of cross-attention; else
-            all.
+    """The UNet's parameters to train, by name. "attention" is phase 1 of the paper, self-attention and the K and V
+    matrices of cross-attention; all else is all.
     """
     if train != "attention":
         return dict(unet.named_parameters())
@@ -266,14 +240,8 @@ def readable(dataset: TileDataset, count: int) -> dict:
 def validate(
     pipe: Zero123PlusPipeline, model: Denoiser, loss: Zero123PlusLoss | StudentLoss, samples: dict, path: Path | None
 ):
-    """Measures held-out samples ([`Zero123PlusLoss.validate`]) and draws tiles of the first four.
-
-    Args:
-        pipe: whose components the model trains; its ramp is brought up to date.
-        model: in training.
-        loss: that does not drop the condition.
-        samples: a batch.
-        path: of the picture; None draws without writing.
+    """Measures held-out samples ([`Zero123PlusLoss.validate`]), draws tiles of the first four into `path` if there is
+    one, and brings the pipeline's ramp up to date.
     """
     was_training = model.training
     model.eval()

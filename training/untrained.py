@@ -174,11 +174,8 @@ def build(
 
 
 def assemble(checkpoint: str | Path, vision_encoder: str) -> Zero123PlusPipeline:
-    """Zero123++ before any training: Stable Diffusion 2 (v) with a CLIP vision tower beside it.
-
-    Args:
-        checkpoint: folder of Stable Diffusion 2.
-        vision_encoder: folder or Hub name of the tower; its projection is as wide as the prompt's states.
+    """Zero123++ before any training: Stable Diffusion 2 (v) with a CLIP vision tower beside it, whose projection is as
+    wide as the prompt's states.
 
     Raises:
         ValueError: if either is of another kind.

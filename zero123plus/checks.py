@@ -56,8 +56,7 @@ def check_packages(*needs: str):
 def check_device(device: str | None):
     """Raises ValueError if it can be told without torch that a device is not there."""
     mac = platform.system() == "Darwin"
-    there = device is None or re.fullmatch(r"cpu|mps|cuda(:\d+)?", device)
-    there = there and (device != "mps" or mac)
+    there = device is None or re.fullmatch(rf"cpu{'|mps' if mac else ''}|cuda(:\d+)?", device)
     if (device or "").startswith("cuda"):
         there = there and not mac and (platform.system() != "Linux" or any(Path(path).exists() for path in GPU_FILES))
     if not there:
@@ -65,14 +64,11 @@ def check_device(device: str | None):
 
 
 def load_picture(file, name: str) -> PIL.Image.Image:
-    """Reads a picture, upright as its EXIF orientation says.
-
-    Args:
-        file: a path or a binary file.
-        name: to use in messages.
+    """Reads a picture, upright as its EXIF orientation says, from a path or a binary file.
 
     Raises:
-        ValueError: if it cannot be read as a picture of `FORMATS`, or is larger than `MAX_PIXELS` or `MAX_EDGE`.
+        ValueError: if it cannot be read as a picture of `FORMATS`, or is larger than `MAX_PIXELS` or `MAX_EDGE`. It
+            begins with `name`.
     """
     try:
         with PIL.Image.open(file, formats=FORMATS) as picture:
@@ -123,7 +119,7 @@ def find_pictures(given: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
         except ImportError as error:
             raise ValueError(f"{name} needs another package: {error}.") from error
         if fs.isdir(path):
-            files = {p for p in fs.find(path) if not is_hidden(PurePosixPath(p).relative_to(path))}
+            files = {p for p in fs.find(path) if "/." not in "/" + p.removeprefix(path)}
             paths = {p for p in files if PurePosixPath(p).suffix.lower() in SUFFIXES}
             paths = sorted(paths - in_results(files))
             left_out += sorted(files.difference(paths))
@@ -136,7 +132,8 @@ def find_pictures(given: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
         rest = "".join(name.partition("::")[1:])  # the archive of a chained URL
         for path, key in zip(paths, keys):
             url = path if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path) + rest
-            check_key(key, url)
+            if not key or {"", ".", ".."} & set(key.split("/")):
+                raise ValueError(f"{url} would be written to {key!r}, which is no name of a folder: rename it.")
             if found.setdefault(key, url) != url:
                 raise ValueError(f"{url} and {found[key]} would both be written to {key}: rename one.")
     for key, url in found.items():
@@ -146,11 +143,6 @@ def find_pictures(given: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
                     f"{url} would be written to {key}, inside of the result of {found[str(parent)]}: rename one."
                 )
     return [(url, key) for key, url in found.items()], left_out
-
-
-def is_hidden(path: PurePosixPath) -> bool:
-    """Whether a part of a path begins with a dot."""
-    return any(part.startswith(".") for part in path.parts)
 
 
 def in_results(files: set[str]) -> set[str]:
@@ -167,16 +159,6 @@ def describe_left_out(left_out: list[str]) -> str:
     names = ", ".join(PurePosixPath(path).name for path in left_out[:5]) + (", ..." if len(left_out) > 5 else "")
     heif = any(PurePosixPath(path).suffix.lower() in HEIF_SUFFIXES for path in left_out)
     return f" ({len(left_out)} files are left out: {names}{'; `pip install pillow-heif` reads HEIC' if heif else ''})"
-
-
-def check_key(key: str, url: str):
-    """Checks that a result's name is a path below the output.
-
-    Raises:
-        ValueError: if a part of it is empty, `.` or `..`.
-    """
-    if not key or {"", ".", ".."} & set(key.split("/")):
-        raise ValueError(f"{url} would be written to {key!r}, which is no name of a folder: rename it.")
 
 
 def join(output: str, name: str) -> str:
@@ -196,16 +178,8 @@ def names_in(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
 
 
 def check_target(output: str, name: str, overwrite: bool, resume: bool = False) -> bool:
-    """Checks that a result can be written without losing anything.
-
-    Args:
-        output: folder or URL.
-        name: of the result's folder in it.
-        overwrite: whether an earlier result may be replaced.
-        resume: whether an earlier result is to be kept.
-
-    Returns:
-        Whether there is an earlier result, to be kept.
+    """Checks that a result can be written into the folder `name` of `output` without losing anything. Returns whether
+    there is an earlier one, which `resume` keeps and `overwrite` may replace.
 
     Raises:
         ValueError: if something else has the name, the name lies outside of the output or inside of another result, or
@@ -213,10 +187,8 @@ def check_target(output: str, name: str, overwrite: bool, resume: bool = False) 
     """
     fs, path = fsspec.core.url_to_fs(join(output, name))
     local = isinstance(fs, LocalFileSystem)
-    if local:
-        root = Path(output).resolve()
-        if root not in Path(path).resolve().parents:
-            raise ValueError(f"{path} does not lie below {output}: rename the picture, or remove the link.")
+    if local and Path(output).resolve() not in Path(path).resolve().parents:
+        raise ValueError(f"{path} does not lie below {output}: rename the picture, or remove the link.")
     for parent in PurePosixPath(name).parents[:-1]:
         if is_done(output, str(parent)):
             raise ValueError(f"{path} would lie inside of the result {parent}: choose another --output.")

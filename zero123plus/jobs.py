@@ -26,21 +26,8 @@ Job = tuple[str, str]  # a picture's path or URL, and the name of its result
 
 @dataclass
 class Settings:
-    """What is made of each picture.
-
-    Args:
-        output: folder or URL to write to.
-        checkpoint: that makes them.
-        call: arguments of the pipeline that are the same for all.
-        seed: of every picture.
-        background: see [`pictures.prepare`].
-        foreground_ratio: likewise.
-        also: azimuths and paths of further pictures of the object.
-        exports: keys of `exports.EXPORTS`.
-        faces: of a mesh, about.
-        upscale: whether to make the views four times as large, by [`upscale.Upscaler`].
-        overwrite: whether earlier results may be replaced.
-        resume: whether earlier results are kept.
+    """What is made of each picture, as the options of generate.py say. `call` are arguments of the pipeline, and
+    `also` azimuths and paths of further pictures of the object.
     """
 
     output: str
@@ -95,14 +82,8 @@ class Generator:
         self.upscaler = Upscaler(self.pipe.device.type) if settings.upscale else None
 
     def __call__(self, jobs: list[Job], progress: bool = False) -> list[dict]:
-        """Makes the views of one batch.
-
-        Args:
-            jobs: as [`pictures.find_pictures`] gives them.
-            progress: whether to show a bar of the denoising steps.
-
-        Returns:
-            For each picture `picture`, `name` and `error`, a line or None.
+        """Makes the views of one batch of [`pictures.find_pictures`]. Returns for each picture `picture`, `name` and
+        `error`, a line or None.
         """
         errors, batch = {}, []
         for url, name in jobs:

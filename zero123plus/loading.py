@@ -206,17 +206,12 @@ def naming(name: str | Path):
 def load_components(
     folder: Path, dtype: torch.dtype, pickle: bool = False, cameras: str | None = None
 ) -> Zero123PlusPipeline:
-    """Loads a pipeline whose components all have one dtype. No code of the checkpoint runs.
-
-    Args:
-        folder: of [`resolve_checkpoint`].
-        dtype: of all components.
-        pickle: whether weights may be stored with pickle.
-        cameras: a key of `pipeline.CAMERAS`, for a checkpoint that does not say its cameras.
+    """Loads a pipeline whose components all have one dtype. No code of the checkpoint runs. `cameras` is for a
+    checkpoint that does not say its own.
 
     Raises:
-        ValueError: if it is of another kind, names components of its own code, has weights stored with pickle, or
-            says that it has other cameras.
+        ValueError: if it is of another kind, names components of its own code, has weights stored with pickle and
+            `pickle` does not allow it, or says that it has other cameras.
     """
     check_kind(folder)
     check_weights(folder, pickle)
@@ -232,18 +227,9 @@ def load_components(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint to load. It can be sent to another process, which then loads it.
-
-    Args:
-        name: see [`resolve_checkpoint`]; the one in this repository by default. A LoRA run is its LoRA on the
-            checkpoint that it was trained from.
-        device: see [`choose_device`].
-        dtype: one of `options.DTYPES`; see [`choose_dtype`].
-        cameras: a key of `pipeline.CAMERAS`, for a checkpoint that does not say its cameras.
-        lora: folder, run or Hub name of a LoRA.
-        lora_scale: its strength.
-        pickle: whether weights may be stored with pickle.
-        revision: branch, tag or commit of a Hub name.
+    """A checkpoint to load, as [`options.add_checkpoint_options`] describes it. It can be sent to another process,
+    which then loads it. By default it is the one in this repository; a LoRA run is its LoRA on the checkpoint that it
+    was trained from. For device and dtype see [`choose_device`] and [`choose_dtype`].
     """
 
     name: str | Path | None = None
@@ -302,16 +288,8 @@ class Checkpoint:
 
 
 def set_cameras(pipe: Zero123PlusPipeline, preset: str, source: str):
-    """Gives a pipeline the cameras of a preset, a key of `pipeline.CAMERAS`. Whatever was rendered, trained or
-    controlled with a preset is checked here against the checkpoint that it meets.
-
-    Args:
-        pipe: changed in place.
-        preset: a key of `pipeline.CAMERAS`.
-        source: what asks for it, for the message.
-
-    Raises:
-        ValueError: if there is no such preset, or the checkpoint says that it has others.
+    """Gives a pipeline the cameras of a preset. Whatever was rendered, trained or controlled with a preset is checked
+    here against the checkpoint that it meets. For errors see `Zero123PlusPipeline.lora_settings`.
     """
     pipe.take_settings(pipe.lora_settings({"cameras": preset}, source))
 
@@ -327,13 +305,8 @@ def lora_chain(folder: Path) -> list[Path]:
 
 
 def find_lora(name: str | Path) -> tuple[Path, str]:
-    """The folder of a LoRA and the name of its file there.
-
-    Args:
-        name: folder, run or Hub name of a LoRA, or its file.
-
-    Raises:
-        ValueError: if there is none.
+    """The folder of a LoRA, given as folder, run, Hub name or file, and the name of its file there. Raises ValueError
+    if there is none.
     """
     path = Path(name)
     folder, weight_name = (path.parent, path.name) if path.is_file() else (resolve_checkpoint(name), LORA_FILE)
@@ -390,12 +363,8 @@ def read_lora(path: Path, name: str | Path) -> tuple[dict[str, torch.Tensor], bo
 
 def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
     """Merges a LoRA into a pipeline's weights, so that it takes no time in any step. What its `run.json` says of its
-    use, such as a student's steps, guidance scale and scheduler, is taken too.
-
-    Args:
-        pipe: changed in place, or, after an error, left as it was.
-        name: folder, run or Hub name of a LoRA, or its file.
-        scale: its strength.
+    use, such as a student's steps, guidance scale and scheduler, is taken too. After an error the pipeline is as it
+    was.
 
     Raises:
         ValueError: if there is none, it was trained for other cameras than the pipeline's or brings a scheduler that
@@ -443,12 +412,7 @@ def add_lora(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0):
 
 
 def load_controlnet(pipe: Zero123PlusPipeline, name: str | Path, scale: float = 1.0) -> ControlNetModel:
-    """Adds a ControlNet to a pipeline, in the dtype and on the device of its UNet.
-
-    Args:
-        pipe: changed in place.
-        name: see [`resolve_checkpoint`].
-        scale: of what it adds.
+    """Adds a ControlNet of [`resolve_checkpoint`] to a pipeline, in the dtype and on the device of its UNet.
 
     Raises:
         ValueError: if it is of another kind, or was trained for other cameras than the pipeline's.

@@ -8,13 +8,8 @@ FOREGROUND, BACKGROUND = 0.6, 0.2
 
 
 def trimap(normals: np.ndarray) -> np.ndarray:
-    """1 where the object is for certain, 0 where it is not, 0.5 between.
-
-    Args:
-        normals: a view's picture of normals, uint8 of shape (S, S, 3).
-
-    Returns:
-        Shape (S, S).
+    """1 where the object is for certain, 0 where it is not, 0.5 between: shape (S, S), of a view's picture of normals,
+    uint8 of shape (S, S, 3).
     """
     length = np.linalg.norm(normals / 127.5 - 1, axis=-1)
     width = max(1, len(normals) // 160)  # pixels that are left to matting on either side
@@ -25,14 +20,8 @@ def trimap(normals: np.ndarray) -> np.ndarray:
 
 
 def view_without_background(view: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """A view without its background.
-
-    Args:
-        view: uint8 RGB of shape (S, S, 3).
-        normals: its normals, likewise.
-
-    Returns:
-        uint8 RGBA of shape (S, S, 4), with the object's own colours at its edge.
+    """A view without its background, uint8 RGBA of shape (S, S, 4) with the object's own colours at its edge, of the
+    view and its normals, uint8 of shape (S, S, 3).
     """
     from pymatting import estimate_alpha_cf, estimate_foreground_ml
 

@@ -5,9 +5,8 @@ try:
 except ImportError:
     spaces = None
 
-import contextlib
 import html
-import importlib
+import importlib.util
 import queue
 import random
 import shutil
@@ -38,6 +37,7 @@ MAX_WAITING = 20  # visitors in the queue; the next one is told to come back
 MAX_STEPS = 100
 MAX_SEED = 2**64 - 1  # torch's
 KEEP_SECONDS = 3600  # results and uploads
+OTHERS = {"back": "Back", "left": "Its left (90°)", "right": "Its right (270°)"}  # pictures beside the first
 REPOSITORY, PAPER = "https://huggingface.co/sudo-ai/zero123plus-v1.2", "https://arxiv.org/abs/2310.15110"
 SMALL = 256  # pixels of a view's edge, below which a checkpoint is one to try things with
 # A gallery scrolls what is higher than its frame. On a phone, which shows one column, Stop stays in sight
@@ -150,11 +150,9 @@ def load(checkpoint: loading.Checkpoint) -> tuple:
     """
     print(checkpoint.describe(), file=sys.stderr)
     folder, loras = checkpoint.find()
-    own = [
-        path if not loras and (path / loading.LORA_FILE).is_file() else None
-        for path in (folder / "student", folder / "pictures")
-    ]
-    return checkpoint.load(), *(path and replace(checkpoint, lora=path).load() for path in own)
+    own = (folder / name / loading.LORA_FILE for name in ("student", "pictures"))
+    own = (replace(checkpoint, lora=file.parent) if file.is_file() and not loras else None for file in own)
+    return checkpoint.load(), *(lora and lora.load() for lora in own)
 
 
 def describe(pipe) -> str:
@@ -171,6 +169,7 @@ def build(pipe, student=None, several=None) -> gr.Blocks:
     """The page around a pipeline, and around its student of few steps and the one that takes several pictures of an
     object, if it has them.
     """
+    default_steps, default_guidance = pipe.config.default_num_inference_steps, pipe.config.default_guidance_scale
     for one in filter(None, (pipe, student, several)):
         one.set_progress_bar_config(disable=True)
         one.warned.add("background")  # `see` warns of it
@@ -221,8 +220,8 @@ def build(pipe, student=None, several=None) -> gr.Blocks:
         remove_background=True,
         centre=False,
         foreground_ratio=FOREGROUND_RATIO,
-        steps=pipe.config.default_num_inference_steps,
-        guidance_scale=pipe.config.default_guidance_scale,
+        steps=default_steps,
+        guidance_scale=default_guidance,
         seed="0",
         upscale=False,
         transparent=False,
@@ -276,28 +275,21 @@ def build(pipe, student=None, several=None) -> gr.Blocks:
 
     with gr.Blocks(title="Zero123++", delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as page:
         gr.Markdown(describe(pipe))
-        plain, tools = gr.State(), ["download", "fullscreen"]
+        plain, image = gr.State(), {"interactive": False, "format": "png", "buttons": ["download", "fullscreen"]}
         with gr.Row():
             with gr.Column():
                 picture = Picture(label="Picture", sources=["upload", "clipboard"], height=260, elem_id="picture")
                 with gr.Row():
                     button = gr.Button("Generate", variant="primary", elem_id="generate")
                     stop = gr.Button("Stop", interactive=False, elem_id="stop")
-                examples = gr.Examples(
-                    [[str(path)] for path in sorted((loading.ROOT / "examples" / "images").glob("*.png"))],
-                    [picture],
-                    elem_id="examples",
-                )
+                paths = sorted((loading.ROOT / "examples" / "images").glob("*.png"))
+                examples = gr.Examples([[str(path)] for path in paths], [picture], elem_id="examples")
                 with gr.Accordion("More pictures", open=False, visible=bool(several), elem_id="more"):
                     gr.Markdown("Of the same object, so that its other sides are not guessed.")
                     with gr.Row():
                         others = [
                             Picture(label=label, sources=["upload", "clipboard"], height=140, elem_id=name)
-                            for name, label in (
-                                ("back", "Back"),
-                                ("left", "Its left (90°)"),
-                                ("right", "Its right (270°)"),
-                            )
+                            for name, label in OTHERS.items()
                         ]
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
                     fast = gr.Checkbox(
@@ -306,22 +298,10 @@ def build(pipe, student=None, several=None) -> gr.Blocks:
                     cut = gr.Checkbox(True, label="Remove the background, if there is one", elem_id="cut")
                     centre = gr.Checkbox(label="Centre the object")
                     ratio = gr.Slider(0.5, 1, FOREGROUND_RATIO, label="Object's share of the picture, when centred")
-                    steps = gr.Slider(
-                        1,
-                        MAX_STEPS,
-                        pipe.config.default_num_inference_steps,
-                        step=1,
-                        label="Steps",
-                        info="More steps take longer and add detail.",
-                        elem_id="steps",
-                    )
-                    guidance = gr.Slider(
-                        1,
-                        10,
-                        pipe.config.default_guidance_scale,
-                        label="Guidance",
-                        info="A larger scale follows the picture more closely, and too large a one burns colours.",
-                    )
+                    more = "More steps take longer and add detail."
+                    steps = gr.Slider(1, MAX_STEPS, default_steps, step=1, label="Steps", info=more, elem_id="steps")
+                    larger = "A larger scale follows the picture more closely, and too large a one burns colours."
+                    guidance = gr.Slider(1, 10, default_guidance, label="Guidance", info=larger)
                     with gr.Row():
                         dice = gr.Checkbox(True, label="Random seed", elem_id="dice")
                         # A browser's numbers are exact up to 2**53 only, and seeds are larger
@@ -329,20 +309,11 @@ def build(pipe, student=None, several=None) -> gr.Blocks:
                     upscale = gr.Checkbox(label=f"Enlarge the views {SCALE} times (slow on a CPU)", elem_id="upscale")
                     faces = gr.Slider(1000, 100_000, options.NUM_FACES, step=1000, label="Faces of the mesh, about")
             with gr.Column():
-                image = {"interactive": False, "format": "png", "buttons": tools}
                 progress = gr.HTML(elem_id="bar")
                 tile = gr.Image(label="Tile", height=400, elem_id="tile", **image)
                 seen = gr.Image(label="What the model sees", height=200, elem_id="seen", **image)
             with gr.Column():
-                views = gr.Gallery(
-                    label="Views",
-                    columns=3,
-                    height="auto",
-                    interactive=False,
-                    format="png",
-                    buttons=tools,
-                    elem_id="views",
-                )
+                views = gr.Gallery(label="Views", columns=3, height="auto", elem_id="views", **image)
                 clear = gr.Checkbox(label="Views without their background", elem_id="clear")
                 mesh = gr.Model3D(label="Mesh: a quick look", interactive=False, height=320, elem_id="mesh")
                 with gr.Row():
@@ -367,15 +338,8 @@ def build(pipe, student=None, several=None) -> gr.Blocks:
             """The page without results."""
             return *buttons(False), *[None] * len(results), None
 
-        looked = gr.on(
-            [picture.change, cut.change, centre.change, ratio.release],
-            look,
-            [picture, cut, centre, ratio],
-            seen,
-            show_progress_on=seen,
-            concurrency_limit=4,
-            **private,
-        )
+        events, given = [picture.change, cut.change, centre.change, ratio.release], [picture, cut, centre, ratio]
+        looked = gr.on(events, look, given, seen, show_progress_on=seen, concurrency_limit=4, **private)
         looked.failure(lambda: (None, None), None, [picture, seen], **private)
         runs = []
         for event in (button.click, examples.load_input_event.then):
@@ -384,7 +348,7 @@ def build(pipe, student=None, several=None) -> gr.Blocks:
             started.success(None, None, None, js=SCROLL, queue=False, **private)
             made = started.success(
                 generate,
-                [picture, cut, centre, ratio, steps, guidance, seed, upscale, clear, faces, fast, *others],
+                [*given, steps, guidance, seed, upscale, clear, faces, fast, *others],
                 results,
                 concurrency_limit=1,
                 concurrency_id="generate",
@@ -406,12 +370,7 @@ def launch(page: gr.Blocks, **options):
     """Opens the page, with its limits; `options` are those of `gr.Blocks.launch`. The first photograph needs rembg,
     whose import compiles for a minute, during which nobody should wait.
     """
-    threading.Thread(target=import_rembg, daemon=True).start()
+    if importlib.util.find_spec("rembg"):
+        threading.Thread(target=importlib.import_module, args=["rembg"], daemon=True).start()
     theme = gr.themes.Default(font="sans-serif", font_mono="monospace")  # the usual one asks another host for fonts
     return page.launch(max_file_size=MAX_FILE_SIZE, theme=theme, css=CSS, quiet=True, **options)
-
-
-def import_rembg():
-    """Imports rembg, if it is installed."""
-    with contextlib.suppress(ImportError, SystemExit):
-        importlib.import_module("rembg")

