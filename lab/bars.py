@@ -109,6 +109,18 @@ def student_bars(group: str) -> tuple[Bar, ...]:
     )
 
 
+# Of the LoRA for several pictures, by system and measure: the least gain over one picture, of LPIPS the greatest, for
+# real objects and for toys; and by how much one picture may differ with it and without. `lab.pictures` checks these
+BACK, FOUR = "with the back", "front, left, back and right"
+GAINS = (
+    (BACK, "tile PSNR", 0.7, 0.9),
+    (BACK, "back PSNR", 1.3, 1.8),
+    (BACK, "back LPIPS", -0.03, -0.04),
+    (BACK, "mask IoU", 0.03, 0.02),
+    (FOUR, "tile PSNR", 1.0, 1.2),
+)
+SAME = (("tile PSNR", 0.05), ("tile LPIPS", 0.003))
+
 BARS += sum((student_bars(group) for group in (REAL_KNOWN, REAL_NEW, TOY_KNOWN, TOY_NEW)), ())
 
 

@@ -17,17 +17,10 @@ from pipeline import split_views
 from zero123plus import loading
 from zero123plus.options import Parser, command, count
 
-BASE, ONE, BACK, FOUR = "one picture, without the LoRA", "one picture", "with the back", "front, left, back and right"
+from .bars import BACK, FOUR, GAINS, SAME
+
+BASE, ONE = "one picture, without the LoRA", "one picture"
 ALSO = {BASE: (), ONE: (), BACK: (180,), FOUR: (90, 180, 270)}
-# By system and measure: the least gain over ONE for real objects and for toys; of LPIPS the greatest
-GAINS = (
-    (BACK, "tile PSNR", 0.7, 0.9),
-    (BACK, "back PSNR", 1.3, 1.8),
-    (BACK, "back LPIPS", -0.03, -0.04),
-    (BACK, "mask IoU", 0.03, 0.02),
-    (FOUR, "tile PSNR", 1.0, 1.2),
-)
-SAME = (("tile PSNR", 0.05), ("tile LPIPS", 0.003))  # by how much ONE may differ from BASE
 
 
 def rows_of(scores: dict, objects: list) -> tuple[list[str], bool]:
