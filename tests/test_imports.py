@@ -417,6 +417,15 @@ def test_a_texture_that_a_ply_names_is_refused(tmp_path):
     cannot_be_shown(tmp_path / "cube.ply", tmp_path, "cube.ply names a texture")
 
 
+def test_what_a_usd_file_refers_to_is_named(tmp_path):
+    new_scene()
+    bpy.ops.wm.usd_export(filepath=str(tmp_path / "part.usda"))
+    (tmp_path / "whole.usda").write_text(
+        '#usda 1.0\ndef Xform "A" (references = @part.usda@</root>) {}\ndef Xform "B" (references = @lost.usda@) {}\n'
+    )
+    cannot_be_shown(tmp_path / "whole.usda", tmp_path, "whole.usda refers to .*lost.usda, which is missing")
+
+
 @pytest.mark.parametrize("kind", ("objects", "meshes", "collections", "materials"))
 def test_what_a_library_lacks_is_named(tmp_path, kind):
     """Linked things whose library is missing would vanish."""

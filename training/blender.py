@@ -357,8 +357,8 @@ def check_source(path: Path) -> list[str]:
         The materials that an .obj file uses beside others but does not define.
 
     Raises:
-        ValueError: if an .obj file defines none of the materials that it uses, or a .ply file has colours at its
-            faces or a texture.
+        ValueError: if an .obj file defines none of the materials that it uses, a .usd file refers to one that is
+            missing, or a .ply file has colours at its faces or a texture.
     """
     if path.suffix.lower() == ".ply":
         header = path.read_bytes()[:65536].partition(b"end_header")[0].decode("latin-1")
@@ -370,6 +370,13 @@ def check_source(path: Path) -> list[str]:
             raise ValueError(
                 f"{path.name} has colours at its faces, which Blender does not import: move them to the vertices."
             )
+    if path.suffix.lower().startswith(".usd"):
+        bpy.utils.expose_bundled_modules()
+        from pxr import UsdUtils
+
+        lacking = [name for name in UsdUtils.ComputeAllDependencies(str(path))[2] if ".usd" in Path(name).suffix]
+        if lacking:
+            raise ValueError(f"{path.name} refers to {lacking[0]}, which is missing: put it there.")
     if path.suffix.lower() != ".obj":
         return []
     used, defined, missing = set(), set(), []
