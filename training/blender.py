@@ -166,8 +166,8 @@ def shown_mesh(name: str) -> tuple[Mesh, np.ndarray]:
         the axes and scale that the file has in glTF, shape (4, 4).
 
     Raises:
-        ValueError: if there are too many faces, or vertices that are not finite, or as [`normalise`]. It begins with
-            `name`.
+        ValueError: if there are too many faces, or vertices that are not finite, or as [`normalise`]. The message
+            begins with `name`.
     """
     vertices, faces, corners = shown_faces()
     if not np.isfinite(vertices).all():

@@ -67,8 +67,8 @@ def load_picture(file, name: str) -> PIL.Image.Image:
     """Reads a picture, upright as its EXIF orientation says, from a path or a binary file.
 
     Raises:
-        ValueError: if it cannot be read as a picture of `FORMATS`, or is larger than `MAX_PIXELS` or `MAX_EDGE`. It
-            begins with `name`.
+        ValueError: if it cannot be read as a picture of `FORMATS`, or is larger than `MAX_PIXELS` or `MAX_EDGE`. The
+            message begins with `name`.
     """
     try:
         with PIL.Image.open(file, formats=FORMATS) as picture:
