@@ -58,7 +58,7 @@ else
     student=(--micro-batch-size $((32 / processes)) --mixed-precision "$precision" --lora-rank 32)
     student+=(--learning-rate 1e-3 --teacher-guidance 3.5 --perceptual 8)
     pictures=(--batch-size 16 --micro-batch-size $((16 / processes)) --mixed-precision "$precision" --steps 3750)
-    pictures+=(--learning-rate 1e-3 --warmup-steps 20 --ema-decay 0.995)
+    pictures+=(--learning-rate 1e-3 --warmup-steps 20 --ema-decay 0.995 --decay-steps 1400)
 fi
 
 python -m lab.toys "${train[@]}" --output "$out/toys/train"
