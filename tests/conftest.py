@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -14,6 +16,7 @@ import PIL.Image
 import psutil
 import pytest
 import torch
+from filelock import FileLock
 
 from training.untrained import Size, attention_levels, build, clip_layers, vae_levels
 from zero123plus import loading
@@ -104,12 +107,13 @@ def assert_differ(first, second):
 
 @pytest.fixture
 def ray_cluster():
-    """Starts Ray with two workers on this machine. Yields its address and a function that kills a busy worker."""
+    """Starts Ray with two workers on this machine. Yields its address and a function that kills a busy worker. One
+    test at a time has it, because what stops a cluster stops all of the machine's.
+    """
     pytest.importorskip("ray")
     command = [sys.executable, "-m", "ray.scripts.scripts"]
     quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     start = ["start", "--head", "--port", "6399", "--num-cpus", "2", "--include-dashboard", "false"]
-    subprocess.run([*command, *start], **quiet)
 
     def kill(name, job):
         """Waits for a worker process whose title begins with `name` while `job` runs, and kills it."""
@@ -120,8 +124,10 @@ def ray_cluster():
         assert found, job.stderr.read()
         found[0].kill()
 
-    yield "127.0.0.1:6399", kill
-    subprocess.run([*command, "stop", "--force"], **quiet)
+    with FileLock(Path(tempfile.gettempdir(), "zero123plus-ray-tests.lock")):
+        subprocess.run([*command, *start], **quiet)
+        yield "127.0.0.1:6399", kill
+        subprocess.run([*command, "stop", "--force"], **quiet)
 
 
 @pytest.fixture
