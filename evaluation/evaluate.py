@@ -113,16 +113,14 @@ def generate(
     for start in tqdm(range(0, len(jobs), sampling.batch_size), unit="batch"):
         batch = jobs[start : start + sampling.batch_size]
         pictures = [Image.open(folders[i] / "input.webp") for _, i in batch]
-        several = {}
         if sampling.also:
             pictures = [
                 [picture, *(Image.open(folders[i] / f"input_{azimuth}.webp") for azimuth in sampling.also)]
                 for picture, (_, i) in zip(pictures, batch)
             ]
-            several["image_azimuths"] = [0, *sampling.also]
         result = pipe(
             pictures,
-            **several,
+            image_azimuths=[0, *sampling.also] if sampling.also else None,
             control_image=control_tiles([folders[i] for _, i in batch], condition),
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,

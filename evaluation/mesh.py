@@ -31,16 +31,15 @@ from training.data import on_grey, select_views
 from training.render import file_items
 from training.shards import index_shards, read_member, read_object
 from zero123plus import loading
-from zero123plus.mesh import Mesh, build_mesh, cross, depth_maps, paint, rasterise
-from zero123plus.options import Parser, command, count
-from zero123plus.pictures import cut_out, depth_tile
+from zero123plus.mesh import Mesh, build_mesh, cross, depth_maps, paint, rasterise, split_alpha
+from zero123plus.options import DEPTH_SCALE, Parser, command, count
+from zero123plus.pictures import depth_tile
 
 from . import metrics
 from .evaluate import mean_and_error
 
 GRID = 128  # voxels of an edge, for volumes
 SIZE = 256  # pixels of views, for textures
-CONTROL_SCALE = 3.0  # of the ControlNet that ships
 
 
 def crossings(vertices: np.ndarray, faces: np.ndarray, grid: int) -> np.ndarray:
@@ -109,9 +108,14 @@ def render_mesh(mesh: Mesh, cameras, size: int) -> np.ndarray:
     links.new(emission.outputs["Emission"], nodes["Material Output"].inputs["Surface"])
     data.materials.append(material)
     bpy.context.scene.collection.objects.link(bpy.data.objects.new("mesh", data))
+    return on_grey(render_scene(cameras, size)) / 255
+
+
+def render_scene(cameras: Cameras, size: int) -> np.ndarray:
+    """Six renders of the scene, uint8 RGBA of shape (6, size, size, 4)."""
     with tempfile.TemporaryDirectory() as folder:
         views = [blender.render_view(camera, size, folder)["rgba"] for camera in blender.tile_cameras(cameras)]
-    return on_grey(np.stack(views)) / 255
+    return np.stack(views)
 
 
 def views_of(entry: dict, predictions: Path | None) -> tuple[dict, Cameras, list[Image.Image]]:
@@ -162,13 +166,6 @@ def measure_mesh(entry: dict, source: dict, predictions: Path | None) -> dict:
     }
 
 
-def render_sides(cameras: Cameras) -> np.ndarray:
-    """Six renders of the scene, RGBA of `SIZE` pixels in [0, 1], shape (6, `SIZE`, `SIZE`, 4)."""
-    with tempfile.TemporaryDirectory() as folder:
-        views = [blender.render_view(camera, SIZE, folder)["rgba"] for camera in blender.tile_cameras(cameras)]
-    return np.stack(views) / 255
-
-
 def measure_texture(entry: dict, source: dict, pipe) -> dict:
     """Paints an object's own mesh, and compares it from six other cameras with the object: with its true views, of
     `SIZE` pixels, and with the views that a pipeline with a depth ControlNet makes of its input, beside one colour.
@@ -183,22 +180,23 @@ def measure_texture(entry: dict, source: dict, pipe) -> dict:
         solid, _ = blender.shown_mesh(item["name"])
         hdri = next(path for path in blender.hdri_paths() if path.name == record["light"]["hdri"])
         blender.light(hdri, record["light"]["rotation"], record["light"]["strength"])
-        views, truth = render_sides(cameras), render_sides(others)
+        views, truth = (render_scene(one, SIZE) for one in (cameras, others))
+    poses, (colours, alphas) = cameras.poses(), split_alpha(list(map(Image.fromarray, views)))
     start = time.perf_counter()
-    painted, seen = paint(solid, views[..., :3], views[..., 3], cameras.poses(), cameras.intrinsics(SIZE, SIZE))
+    painted, seen = paint(solid, colours, alphas, poses, cameras.intrinsics(SIZE, SIZE))
     scores = {"share seen": seen.sum(), "seconds": time.perf_counter() - start}
-    shown, grey = truth[..., 3] > 0.5, on_grey(np.round(255 * truth).astype(np.uint8)) / 255
+    shown, grey = truth[..., 3] > 127, on_grey(truth) / 255
     scores["PSNR on the object"] = metrics.psnr(render_mesh(painted, others, SIZE)[shown], grey[shown])
 
     edge = pipe.default_size[1] // 2
-    depths = depth_maps(solid.vertices, solid.faces, cameras.poses(), pipe.camera_intrinsics(edge, edge), edge)
+    intrinsics = pipe.camera_intrinsics(edge, edge)
+    depths = depth_maps(solid.vertices, solid.faces, poses, intrinsics, edge)
     control = depth_tile(depths, np.isfinite(depths))
     made = pipe(Image.fromarray(item["inputs"][0]), control_image=control, generator=torch.Generator().manual_seed(0))
-    cut = np.stack([np.asarray(cut_out(view)) for view in made.views[0]]) / 255
-    options = cut[..., :3], cut[..., 3], cameras.poses(), pipe.camera_intrinsics(edge, edge)
-    painted, _ = paint(solid, *options)
+    colours, alphas = split_alpha(made.views[0])
+    painted, _ = paint(solid, colours, alphas, poses, intrinsics)
     scores["LPIPS, generated views"] = metrics.lpips(render_mesh(painted, others, SIZE), grey)
-    painted.texture[:] = cut[cut[..., 3] > 0.5][:, :3].mean(0)
+    painted.texture[:] = colours[alphas > 0.5].mean(0)
     scores["LPIPS, one colour"] = metrics.lpips(render_mesh(painted, others, SIZE), grey)
     return scores
 
@@ -234,7 +232,7 @@ def main(argv: list[str] | None = None):
     measure = partial(measure_mesh, predictions=o.predictions)
     if o.texture:
         pipe = loading.Checkpoint(None, "cpu").load()
-        loading.load_controlnet(pipe, loading.ROOT / "controlnet", CONTROL_SCALE)
+        loading.load_controlnet(pipe, loading.ROOT / "controlnet", DEPTH_SCALE)
         pipe.set_progress_bar_config(disable=True)
         measure = partial(measure_texture, pipe=pipe)
     rows = [measure(entry, sources[entry["key"]]) for entry in tqdm(entries[: o.limit])]

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None):
     from zero123plus import loading
     from zero123plus.mattes import view_without_background
     from zero123plus.pictures import read_picture, to_tile
-    from zero123plus.results import put_result
+    from zero123plus.results import put_new
 
     picture = read_picture(o.picture, str(o.picture))
     truth = read_picture(o.tile, str(o.tile)) if o.tile else None
@@ -83,8 +83,7 @@ def main(argv: list[str] | None = None):
             Image.fromarray(view).save(folder / f"view_{i}.png")
         Image.fromarray(matte).save(folder / "matte.png")
 
-    put_result(write, str(o.output.absolute().parent), o.output.name)
-    print(*sorted(map(str, o.output.iterdir())), sep="\n")
+    put_new(write, o.output)
     if truth and truth.mode == "RGBA":
         ours, true = matte > 127, np.asarray(truth)[..., 3] > 127
         print(f"mask IoU {(ours & true).sum() / max(1, (ours | true).sum()):.3f}")

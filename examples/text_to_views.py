@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None):
 
     from zero123plus import loading
     from zero123plus.pictures import prepare, rembg_session
-    from zero123plus.results import put_result, write_result
+    from zero123plus.results import put_new, write_result
 
     if not o.keep_background:
         rembg_session()
@@ -79,8 +79,7 @@ def main(argv: list[str] | None = None):
         cut.save(folder / "input.png")
         write_result(folder, pipe, result.images[0], result.views[0])
 
-    put_result(write, str(o.output.absolute().parent), o.output.name)
-    print(*sorted(map(str, o.output.iterdir())), sep="\n")
+    put_new(write, o.output)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ def read_views(folder: Path, poses):
     pictures of these names.
 
     Raises:
-        ValueError: if one is missing, they differ in size, or `cameras.json` says other cameras.
+        ValueError: if one is missing, they differ in size, or `cameras.json` has other poses than `poses`, shape (6,
+            4, 4).
     """
     import numpy as np
 
@@ -59,7 +60,12 @@ def main(argv: list[str] | None = None):
     add("--views", type=Path, help="folder of six views, in place of a picture")
     options.add_checkpoint_options(add)
     add("--controlnet", default=str(options.ROOT / "controlnet"), help="depth ControlNet; the shipped one if missing")
-    add("--scale", type=options.scale, default=3.0, help="strength of the ControlNet; 0.75 suits the public v1.1's")
+    add(
+        "--scale",
+        type=options.scale,
+        default=options.DEPTH_SCALE,
+        help="of the ControlNet; 0.75 suits the public v1.1's",
+    )
     add("--steps", type=options.count, help="denoising steps; the checkpoint's if missing")
     add("--guidance", type=options.scale, help="guidance scale; the checkpoint's if missing")
     add("--seed", type=options.seed, default=0, help="seed of the views")
@@ -83,7 +89,7 @@ def main(argv: list[str] | None = None):
     # 1. The mesh, and the checkpoint, whose cameras look at it
     from training import blender
     from zero123plus import loading, mesh, results
-    from zero123plus.pictures import cut_out, depth_tile, prepare, read_picture
+    from zero123plus.pictures import depth_tile, prepare, read_picture
     from zero123plus.upscale import Upscaler, join_views
 
     standard = os.dup(1)
@@ -108,13 +114,11 @@ def main(argv: list[str] | None = None):
         call |= {"control_image": depth_tile(depths, np.isfinite(depths))}
         views = pipe(picture, **call, generator=torch.Generator().manual_seed(o.seed)).views[0]
         views = [Upscaler(pipe.device.type)(view) for view in views] if o.upscale else views
-    edge = views[0].width
-    cut = [view if view.mode == "RGBA" else cut_out(view, f"view_{i}") for i, view in enumerate(views)]
 
     # 3. Its texture
-    pixels = np.stack([np.asarray(view, np.float32) / 255 for view in cut])
-    given = pixels[..., :3], pixels[..., 3], poses, pipe.camera_intrinsics(edge, edge)
-    solid, seen = mesh.paint(solid, *given)
+    edge = views[0].width
+    intrinsics, (colours, alphas) = pipe.camera_intrinsics(edge, edge), mesh.split_alpha(views)
+    solid, seen = mesh.paint(solid, colours, alphas, poses, intrinsics)
 
     # 4. Files
     def write(folder: Path):
@@ -123,10 +127,9 @@ def main(argv: list[str] | None = None):
         Image.fromarray(255 * (seen > 0).astype(np.uint8)).save(folder / "seen.png")
         mesh.write_glb(folder / "textured.glb", solid, to_gltf)
 
-    results.put_result(write, str(o.output.absolute().parent), o.output.name)
-    print(*sorted(map(str, o.output.iterdir())), sep="\n")
-    silhouettes = np.isfinite(mesh.depth_maps(solid.vertices, solid.faces, poses, given[3], edge))
-    both = [(a & b).sum() / max(1, (a | b).sum()) for a, b in zip(silhouettes, pixels[..., 3] > 0.5)]
+    results.put_new(write, o.output)
+    silhouettes = np.isfinite(mesh.depth_maps(solid.vertices, solid.faces, poses, intrinsics, edge))
+    both = [(a & b).sum() / max(1, (a | b).sum()) for a, b in zip(silhouettes, alphas > 0.5)]
     print(f"seen: {100 * seen.sum():.0f}% of the surface; silhouettes' IoU {', '.join(f'{iou:.2f}' for iou in both)}")
     if min(both) < MIN_IOU:
         print("The views do not follow the mesh: try another --scale, --seed or --controlnet.", file=sys.stderr)

@@ -236,12 +236,9 @@ def test_buttons_while_it_runs(browser):
     stop.click()
     wait(browser, lambda: [button.is_enabled() for button in (generate, stop, archive)] == [True, False, False])
     time.sleep(3)
-    for result in (
-        "#tile",
-        "#views",
-        "#mesh canvas",
-    ):  # nothing of a run that was stopped, or of the one before, stays
-        assert not sources(browser, result)
+    # Nothing of a run that was stopped, or of the one before, stays
+    assert not sources(browser, "#tile") and not sources(browser, "#views")
+    assert not browser.find_elements(By.CSS_SELECTOR, "#mesh canvas")
     set_steps(browser, 1)
     generate.click()
     wait(browser, lambda: [button.is_enabled() for button in (generate, stop, archive)] == [True, False, True])

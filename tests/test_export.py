@@ -8,7 +8,7 @@ import PIL.ImageDraw
 import pytest
 from helpers import POSES, READERS, SIZE, hull_iou, intrinsics, lines_of, silhouettes
 
-from zero123plus import results
+from zero123plus import checks, results
 from zero123plus.exports import EXPORTS
 from zero123plus.mesh import project
 from zero123plus.pictures import cut_out
@@ -55,7 +55,7 @@ def test_views_without_a_silhouette_give_a_sphere_of_points_and_no_mesh(tmp_path
             view.putdata([(i * 7919 % 251, i * 104729 % 241, 200) for i in range(SIZE**2)])
     tile = PIL.Image.new("RGB", (2 * SIZE, 3 * SIZE))
     results.write_result(tmp_path, pipe, tile, views, EXPORTS, name="grey")
-    assert {path.name for path in tmp_path.iterdir()} == {*results.NAMES} - {"glb"}
+    assert {path.name for path in tmp_path.iterdir()} == {*checks.NAMES} - {"glb"}
     assert "There is no glb of grey: 0 of 6 views have a silhouette, but a mesh needs at least 2." in caplog.text
     points = [line.split()[1:4] for line in lines_of(tmp_path / "colmap", "points3D")]
     assert np.allclose(np.linalg.norm(np.array(points, float), axis=1), 0.25, atol=1e-5)

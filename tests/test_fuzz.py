@@ -9,7 +9,8 @@ import PIL.features
 from conftest import noise_picture
 
 from pipeline import load_pictures
-from zero123plus.pictures import FORMATS, prepare, read_picture
+from zero123plus.checks import FORMATS
+from zero123plus.pictures import prepare, read_picture
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 COUNT = 2000

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pipeline
-from zero123plus import exports, options
+from zero123plus import checks, exports, options
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,7 @@ def test_other_numbers_are_refused_by_the_option(kind, text, message, capsys):
 def test_what_options_can_be_is_what_there_is():
     """Options are parsed before the modules of these things are imported."""
     assert options.CAMERAS == tuple(pipeline.CAMERAS) and options.EXPORTS == tuple(exports.EXPORTS)
+    assert checks.MAX_EDGE == pipeline.MAX_EDGE
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in options.DTYPES)
 
 

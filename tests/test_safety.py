@@ -19,12 +19,12 @@ from peft import LoraConfig
 
 import pipeline
 from pipeline import Zero123PlusPipeline, load_pictures, pad_to_square
-from zero123plus import loading, pictures, results
+from zero123plus import checks, loading, pictures, results
 
 
 def write(folder):
     (folder / "tile.png").write_bytes(b"new")
-    (folder / results.LAST).write_text("{}")
+    (folder / checks.LAST).write_text("{}")
 
 
 @pytest.mark.parametrize("name", ("...png", "a/..png"))
@@ -32,7 +32,7 @@ def test_names_that_lead_out_of_the_output_are_refused(tmp_path, name):
     (tmp_path / "in" / "a").mkdir(parents=True)
     noise_picture().save(tmp_path / "in" / name, "PNG")
     with pytest.raises(ValueError, match="which is no name of a folder"):
-        pictures.find_pictures([str(tmp_path / "in" / name)])
+        checks.find_pictures([str(tmp_path / "in" / name)])
 
 
 def test_a_link_out_of_the_output_is_refused(tmp_path):
@@ -77,7 +77,7 @@ def test_a_replacement_that_fails_loses_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="the disk is gone"):
         results.put_result(write, str(tmp_path), "duck", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["duck"]
-    assert (tmp_path / "duck" / "mine.txt").read_text() == "precious" and (tmp_path / "duck" / results.LAST).exists()
+    assert (tmp_path / "duck" / "mine.txt").read_text() == "precious" and (tmp_path / "duck" / checks.LAST).exists()
 
 
 def test_two_writers_of_one_result_keep_what_is_not_theirs(tmp_path, monkeypatch):
@@ -98,22 +98,22 @@ def test_two_writers_of_one_result_keep_what_is_not_theirs(tmp_path, monkeypatch
     results.put_result(write, str(tmp_path), "duck", overwrite=True)
     others[0].join()
     assert [path.name for path in tmp_path.iterdir()] == ["duck"]
-    assert (tmp_path / "duck" / "mine.txt").read_text() == "precious" and (tmp_path / "duck" / results.LAST).exists()
+    assert (tmp_path / "duck" / "mine.txt").read_text() == "precious" and (tmp_path / "duck" / checks.LAST).exists()
 
 
 def test_file_systems_without_their_package_are_one_line():
     if importlib.util.find_spec("gcsfs"):
         pytest.skip("gcsfs is installed")
     with pytest.raises(ValueError, match="gs://bucket/x.png needs another package: .*gcsfs"):
-        pictures.find_pictures(["gs://bucket/x.png"])
+        checks.find_pictures(["gs://bucket/x.png"])
 
 
 def test_files_that_are_left_out_are_counted_and_named(tmp_path):
     for name in ("a.png", "b.heic", "notes.txt"):
         (tmp_path / name).touch()
-    found, left_out = pictures.find_pictures([str(tmp_path)])
-    assert [key for _, key in found] == ["a"] if pictures.HEIF_SUFFIXES.isdisjoint(pictures.SUFFIXES) else ["a", "b"]
-    words = pictures.describe_left_out([*left_out, "b.heic"])
+    found, left_out = checks.find_pictures([str(tmp_path)])
+    assert [key for _, key in found] == ["a"] if checks.HEIF_SUFFIXES.isdisjoint(checks.SUFFIXES) else ["a", "b"]
+    words = checks.describe_left_out([*left_out, "b.heic"])
     assert "files are left out" in words and "notes.txt" in words and "`pip install pillow-heif` reads HEIC" in words
 
 
@@ -122,7 +122,7 @@ def test_results_and_what_is_hidden_are_no_pictures(tmp_path):
     for name in ("duck.png", "duck/tile.png", "duck/cameras.json", "duck/nerfstudio/images/view_0.png", ".a/b.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found, left_out = pictures.find_pictures([str(tmp_path)])
+    found, left_out = checks.find_pictures([str(tmp_path)])
     assert found == [(str(tmp_path / "duck.png"), "duck")]
     assert {str(Path(path).relative_to(tmp_path)) for path in left_out} == {
         "duck/tile.png",
@@ -130,7 +130,7 @@ def test_results_and_what_is_hidden_are_no_pictures(tmp_path):
         "duck/nerfstudio/images/view_0.png",
     }
     (tmp_path / "duck" / "cameras.json").unlink()  # pictures of the user's own
-    found, _ = pictures.find_pictures([str(tmp_path / "duck")])
+    found, _ = checks.find_pictures([str(tmp_path / "duck")])
     assert [key for _, key in found] == ["nerfstudio/images/view_0", "tile"]
 
 

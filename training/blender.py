@@ -553,8 +553,8 @@ def remove_inward_parts(thing: bpy.types.Object, culled: set):
 
 
 def render_view(camera: dict, size: int, folder: str) -> dict[str, np.ndarray]:
-    """One view that looks at the origin with world Z up, of a camera's `azimuth`, `elevation` and vertical `fov` in
-    degrees, and `distance`. Files for a moment are written into a folder.
+    """One view, S pixels an edge, that looks at the origin with world Z up, of a camera's `azimuth`, `elevation` and
+    vertical `fov` in degrees, and `distance`. Temporary files are written into a folder.
 
     Returns:
         `rgba`, uint8 of shape (S, S, 4); `depth`, uint16 of shape (S, S); `normal`, uint8 of shape (S, S, 3).

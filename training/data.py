@@ -25,7 +25,7 @@ PICTURE = 512  # pixels of the edge that pictures alone are brought to: the enco
 MAX_CORRUPT = 100  # samples in a row
 CHECKED = 100  # pictures that are tried before a student learns from them
 SHARES = 0.4, 0.3, 0.15, 0.15  # of steps with one, two, three and four pictures of each object
-BACK = 0.4  # share of second pictures that are of the back
+BACK_SHARE = 0.4  # share of second pictures that are of the back
 PERMUTATIONS = list(itertools.permutations(range(3)))  # of colour channels; the first leaves them where they are
 
 
@@ -142,7 +142,7 @@ def picture_at(item: dict, k: int, mirror: bool, azimuth: int) -> np.ndarray:
 def draw_azimuths(rng: np.random.Generator, count: int) -> list[int]:
     """The azimuths in degrees of `count` further pictures of an object. They differ from each other and from 0."""
     azimuths = rng.permutation(np.arange(AZIMUTH_STEP, 360, AZIMUTH_STEP)).tolist()
-    if rng.random() < BACK:
+    if rng.random() < BACK_SHARE:
         azimuths.remove(180)
         azimuths.insert(0, 180)
     return azimuths[:count]

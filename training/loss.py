@@ -157,7 +157,7 @@ class Zero123PlusLoss:
 
     def predict(self, model: torch.nn.Module, encoded: dict, timesteps, keep, generators):
         """Noises tiles and references that [`Encoder`] encoded to the same time steps, shape (B,), and predicts v,
-        with the condition where `keep`, shape (B,), is 1.
+        with the condition where `keep`, shape (B,), is 1. There is a generator for each sample, or one for all.
 
         Returns:
             Predicted v, true v and the noisy tile, all float32 of shape (B, C, 3 h, 2 w).

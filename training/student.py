@@ -107,7 +107,9 @@ class StudentLoss:
         return end.float(), start.float(), reference.float(), noise.float()
 
     def steps(self, model: torch.nn.Module, clip_pixels, start, reference, reference_noise) -> Iterator[torch.Tensor]:
-        """Yields the student's x0^k, shape (B, C, 3 h, 2 w), for each of its steps, from what [`path`] returned."""
+        """Yields the student's x0^k, shape (B, C, 3 h, 2 w), for each of its steps, from CLIP's pixels, shape
+        (B, 3, H, W), and what [`path`] returned.
+        """
         x, keep = self.sigmas[0] * start, torch.ones(len(start), device=self.device)
         for k, t in enumerate(self.timesteps):
             alpha, sigma = self.alphas[k], self.sigmas[k]

@@ -86,8 +86,8 @@ PHASES = {
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 # Fewer steps, or more pictures, are another map, so that all of the UNet learns: feed-forward, projections,
 # convolutions, time embedding
-STUDENT_TARGETS = ["ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv_in", "conv_out", "conv1", "conv2"]
-STUDENT_TARGETS += ["conv_shortcut", "conv", "time_emb_proj", "linear_1", "linear_2", *LORA_TARGETS]
+ALL_TARGETS = ["ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv_in", "conv_out", "conv1", "conv2"]
+ALL_TARGETS += ["conv_shortcut", "conv", "time_emb_proj", "linear_1", "linear_2", *LORA_TARGETS]
 
 
 # The options by groups of their help. Annotations such as `count` are functions that read and check the text of an
@@ -350,7 +350,7 @@ def build_model(o: Options, pipe: Zero123PlusPipeline) -> Denoiser:
     for module in (pipe.vae, pipe.text_encoder, model):
         module.requires_grad_(False)
     if o.lora_rank:
-        targets = STUDENT_TARGETS if o.phase in ("student", "pictures") else LORA_TARGETS
+        targets = ALL_TARGETS if o.phase in ("student", "pictures") else LORA_TARGETS
         pipe.unet.add_adapter(LoraConfig(r=o.lora_rank, lora_alpha=o.lora_rank, target_modules=targets))
     elif o.train == "controlnet":
         pipe.controlnet.requires_grad_(True)

@@ -10,7 +10,7 @@ import PIL.Image
 import PIL.ImageOps
 from fsspec.implementations.local import LocalFileSystem
 
-from .options import EXPORTS
+from .options import EXPORTS, one_line
 
 MAX_PIXELS, MAX_EDGE = 100_000_000, 16_384  # of a file that is read, and of its longest side as in `pipeline`
 # What people have pictures in: PIL's names of the formats, recognised by content, and the suffixes that folders are
@@ -28,8 +28,6 @@ except ImportError:
     pass
 
 NAMES = {LAST, "tile.png", *(f"view_{i}.png" for i in range(6)), *EXPORTS}  # of the files of a result
-
-
 # What options need beside requirements.txt: the names of modules and of their packages
 PACKAGES = {
     "glb": {
@@ -81,9 +79,8 @@ def load_picture(file, name: str) -> PIL.Image.Image:
             picture.load()
             return PIL.ImageOps.exif_transpose(picture)
     except Exception as error:  # decoders raise whatever they like on damaged files
-        reason = "it is no picture of " + ", ".join(FORMATS)
-        if not isinstance(error, PIL.UnidentifiedImageError):
-            reason = " ".join(str(error).split()) or type(error).__name__
+        unknown = isinstance(error, PIL.UnidentifiedImageError)
+        reason = "it is no picture of " + ", ".join(FORMATS) if unknown else one_line(error)
         raise ValueError(f"{name} cannot be read as a picture: {reason}.") from error
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from pipeline import load_pictures
 
 from . import results
+from .checks import is_done
 from .files import ray_environment
 from .loading import Checkpoint, find_lora
 from .options import NUM_FACES, one_line
@@ -82,7 +83,7 @@ class Generator:
         self.upscaler = Upscaler(self.pipe.device.type) if settings.upscale else None
 
     def __call__(self, jobs: list[Job], progress: bool = False) -> list[dict]:
-        """Makes the views of one batch of [`pictures.find_pictures`]. Returns for each picture `picture`, `name` and
+        """Makes the views of one batch of [`checks.find_pictures`]. Returns for each picture `picture`, `name` and
         `error`, a line or None.
         """
         errors, batch = {}, []
@@ -131,11 +132,11 @@ class Generator:
         settings, pictures = self.settings, [picture for _, picture, _ in batch]
         self.pipe.set_progress_bar_config(desc=batch[0][0], disable=not progress)
         seeds = [torch.Generator().manual_seed(settings.seed) for _ in batch]
-        several = {}
+        azimuths = None
         if settings.also:
             pictures = [[picture, *(self.read(path)[0] for _, path in settings.also)] for picture in pictures]
-            several["image_azimuths"] = [0, *(azimuth for azimuth, _ in settings.also)]
-        made = self.pipe(pictures, **settings.call, **several, generator=seeds)
+            azimuths = [0, *(azimuth for azimuth, _ in settings.also)]
+        made = self.pipe(pictures, **settings.call, image_azimuths=azimuths, generator=seeds)
         errors = {}
         for (name, _, sha256), tile, views in zip(batch, made.images, made.views):
             try:
@@ -157,7 +158,7 @@ class RayGenerator(Generator):
     def __call__(self, row: dict) -> dict:
         jobs = json.loads(row["jobs"])
         # A worker that was lost may have done some of them
-        left = [job for job in jobs if self.settings.overwrite or not results.is_done(self.settings.output, job[1])]
+        left = [job for job in jobs if self.settings.overwrite or not is_done(self.settings.output, job[1])]
         done = [{"picture": url, "name": name, "error": None} for url, name in jobs if [url, name] not in left]
         return {"results": json.dumps(done + super().__call__(left))}
 

@@ -2,6 +2,9 @@
 
 It is no reconstruction: what no silhouette shows, such as the inside of a cup, is filled. For quality use the exports
 with nerfstudio or gsplat. Needs the packages of `checks.PACKAGES`.
+
+Where nothing else is said, `poses` are camera-to-world matrices in the OpenGL convention, shape (N, 4, 4), and
+`intrinsics` those of one view, shape (3, 3), in pixels; the length 1 is the diameter of the sphere that objects fill.
 """
 
 import itertools
@@ -61,6 +64,12 @@ class Mesh:
     normals: np.ndarray
     corners: np.ndarray | None
     texture: np.ndarray | None = None
+
+    @property
+    def areas(self) -> np.ndarray:
+        """Areas of the faces, shape (F,)."""
+        a, b, c = (self.vertices[self.faces[:, i]] for i in range(3))
+        return np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
 
 
 def to_world(voxels: np.ndarray, grid: int) -> np.ndarray:
@@ -142,8 +151,8 @@ def keep_large_parts(hull: np.ndarray) -> np.ndarray:
 
 
 def surface(hull: np.ndarray, faces: int):
-    """The surface of a hull in the world, of about so many faces: a closed `trimesh.Trimesh`. A Gaussian smooths what
-    trimming cut along voxels, and closes the tunnels that it left.
+    """The surface of a hull, shape (grid, grid, grid), in the world, of about so many faces: a closed
+    `trimesh.Trimesh`. A Gaussian smooths what trimming cut along voxels, and closes the tunnels that it left.
     """
     import trimesh
     from skimage.measure import marching_cubes
@@ -235,14 +244,13 @@ def bake(
     """
     edge = colours.shape[1]
     maps = depth_maps(mesh.vertices, mesh.faces, poses, np.diag([DETAIL, DETAIL, 1]) @ intrinsics, DETAIL * edge)
-    parts = [np.concatenate(part) for part in zip(*rasterise(mesh.corners * shape[::-1] - 0.5, shape))]
-    face, row, column, weights = parts
+    parts = zip(*rasterise(mesh.corners * shape[::-1] - 0.5, shape))
+    face, row, column, weights = (np.concatenate(part) for part in parts)
     points, normals = ((weights[..., None] * of[mesh.faces[face]]).sum(1) for of in (mesh.vertices, mesh.normals))
     texture, known, seen = np.zeros((*shape, 3)), np.zeros(shape, bool), np.zeros(shape)
     found, sees = colour(points, normals, colours, alphas, poses, intrinsics, maps, blend=blend)
     texture[row, column], known[row, column] = found, True
-    a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
-    areas = np.linalg.norm(np.cross(b - a, c - a), axis=1) / np.bincount(face, minlength=len(mesh.faces)).clip(1)
+    areas = mesh.areas / np.bincount(face, minlength=len(mesh.faces)).clip(1)  # of a face's texels
     np.add.at(seen, (row, column), sees * areas[face] / areas[face].sum())
     nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
     return texture[tuple(nearest)], seen
@@ -255,9 +263,8 @@ def paint(mesh: Mesh, colours, alphas, poses, intrinsics) -> tuple[Mesh, np.ndar
     edge = int(np.clip(2 ** np.ceil(np.log2(4 * colours.shape[1])), *TEXTURE_EDGES))
     corners, shape = mesh.corners, (edge, edge)
     if corners is None:
-        a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
-        area = np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2
-        corners, shape = unwrap(mesh.vertices, mesh.faces, 0.7 * edge / area**0.5)  # about 0.7 squared of it is used
+        texels = 0.7 * edge / mesh.areas.sum() ** 0.5  # so that about 0.7 squared of the texture is used
+        corners, shape = unwrap(mesh.vertices, mesh.faces, texels)
     mesh = replace(mesh, corners=corners)
     texture, seen = bake(mesh, shape, colours, alphas, poses, intrinsics)
     return replace(mesh, texture=texture), seen
@@ -333,6 +340,15 @@ def gains(samples: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.linalg.solve(matrix + prior * np.eye(count), np.full((3, count, 1), prior))[..., 0].T
 
 
+def split_alpha(views: list[PIL.Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+    """Colours and opacities in [0, 1], shapes (N, H, W, 3) and (N, H, W), of views of one size: RGBA, or RGB on a
+    plain background, which is cut out.
+    """
+    cut = [view if view.mode == "RGBA" else cut_out(view, f"view_{i}") for i, view in enumerate(views)]
+    pixels = np.stack([np.asarray(view, np.float32) / 255 for view in cut])
+    return pixels[..., :3], pixels[..., 3]
+
+
 def find_solid(views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.ndarray, grid: int):
     """The solid that views show: the trimmed hull, shape (grid, grid, grid), and colours of shape (N, H, W, 3),
     opacities of shape (N, H, W) and poses of shape (N, 4, 4) of those views that have a silhouette.
@@ -346,9 +362,7 @@ def find_solid(views: list[PIL.Image.Image], poses: np.ndarray, intrinsics: np.n
     Raises:
         ValueError: if fewer than two views have a silhouette, or their silhouettes have nothing in common.
     """
-    cut = [view if view.mode == "RGBA" else cut_out(view, f"view_{i}") for i, view in enumerate(views)]
-    pixels = np.stack([np.asarray(view, np.float32) / 255 for view in cut])
-    colours, alphas = pixels[..., :3], pixels[..., 3]
+    colours, alphas = split_alpha(views)
     # A view that shows nothing, or nothing but the object, says nothing about the outline
     useful = [i for i, alpha in enumerate(alphas) if 0 < (alpha > 0.5).mean() < 0.98]
     if len(useful) < 2:

@@ -18,6 +18,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 EXPORTS = ("nerfstudio", "colmap", "glb")  # of `exports.EXPORTS`
 SCALE = 4  # of larger views
 NUM_FACES = 20_000  # of a mesh, about
+DEPTH_SCALE = (
+    3.0  # of the depth ControlNet that ships, with which it shows the mesh: chosen by looking at three meshes
+)
 DTYPE_HELP = "float16 on cuda, bfloat16 on a CPU with AVX512_BF16 or AMX, else float32, if missing"
 DEVICE_HELP = "cuda, mps or cpu; the first of these that is there, if missing"
 

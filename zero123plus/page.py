@@ -37,7 +37,8 @@ MAX_WAITING = 20  # visitors in the queue; the next one is told to come back
 MAX_STEPS = 100
 MAX_SEED = 2**64 - 1  # torch's
 KEEP_SECONDS = 3600  # results and uploads
-OTHERS = {"back": "Back", "left": "Its left (90°)", "right": "Its right (270°)"}  # pictures beside the first
+# Further pictures of the object: their azimuths in degrees, and what they are called
+OTHERS = {"back": (180, "Back"), "left": (90, "Its left (90°)"), "right": (270, "Its right (270°)")}
 REPOSITORY, PAPER = "https://huggingface.co/sudo-ai/zero123plus-v1.2", "https://arxiv.org/abs/2310.15110"
 SMALL = 256  # pixels of a view's edge, below which a checkpoint is one to try things with
 # A gallery scrolls what is higher than its frame. On a phone, which shows one column, Stop stays in sight
@@ -238,7 +239,7 @@ def build(pipe, student=None, several=None) -> gr.Blocks:
         picture, *others = (
             see(one, remove_background, centre, foreground_ratio) for one in (picture, back, left, right)
         )
-        more = {azimuth: one for azimuth, one in zip((180, 90, 270), others) if one is not None}
+        more = {azimuth: one for (azimuth, _), one in zip(OTHERS.values(), others) if one is not None}
         if more and (fast or not several):
             raise user_error("Several pictures need a checkpoint with a LoRA for them, and not the fast student.")
         steps = student.config.default_num_inference_steps if fast else steps
@@ -289,7 +290,7 @@ def build(pipe, student=None, several=None) -> gr.Blocks:
                     with gr.Row():
                         others = [
                             Picture(label=label, sources=["upload", "clipboard"], height=140, elem_id=name)
-                            for name, label in OTHERS.items()
+                            for name, (_, label) in OTHERS.items()
                         ]
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
                     fast = gr.Checkbox(

@@ -15,11 +15,6 @@ from scipy import ndimage
 
 from pipeline import COLUMNS, ENCODED_EDGE, GREY, PLAIN_SHARE, ROWS, border_of, is_grey, to_8_bits, to_srgb
 
-from .checks import FORMATS as FORMATS
-from .checks import HEIF_SUFFIXES as HEIF_SUFFIXES
-from .checks import SUFFIXES as SUFFIXES
-from .checks import describe_left_out as describe_left_out
-from .checks import find_pictures as find_pictures
 from .checks import load_picture
 
 logger = logging.getLogger(__name__)

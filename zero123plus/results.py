@@ -14,7 +14,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from . import files
 from .checks import LAST, NAMES, check_target, join, names_in
-from .checks import is_done as is_done
 from .exports import EXPORTS
 from .mesh import GLTF_TO_WORLD
 from .options import NUM_FACES
@@ -129,3 +128,9 @@ def put_result(write, output: str, name: str, overwrite: bool = False, resume: b
         return
     with files.new_folder(Path(path), NAMES.__contains__ if overwrite else None, mark=LAST) as folder:
         write(folder)
+
+
+def put_new(write, output: Path):
+    """Puts a result into a new folder as [`put_result`] does, and prints its files."""
+    put_result(write, str(output.absolute().parent), output.name)
+    print(*sorted(map(str, output.iterdir())), sep="\n")
