@@ -1176,8 +1176,8 @@ class Zero123PlusPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusi
             )
         for tile in tiles:
             if tile.width * height != tile.height * width:
-                size = f"{tile.width} x {tile.height}"
-                raise ValueError(f"`control_image` is {size}, but must have the tile's ratio, {width} x {height}.")
+                ratio = f"the aspect ratio of the tile, {width} x {height}"
+                raise ValueError(f"`control_image` is {tile.width} x {tile.height}, but must have {ratio}.")
         corners = [np.asarray(view)[np.ix_([0, -1], [0, -1])] for views in split_views(tiles) for view in views]
         colour = np.median(corners, axis=(0, 1, 2))
         if not is_grey(colour):

@@ -364,13 +364,8 @@ def score_systems(
     def score_job(job: tuple[str, int]) -> dict:
         name, i = job
         truth = systems["true views"][0, i]
-        mask = (
-            Image.open(objects[i] / "views.webp")
-            .convert("RGBA")
-            .getchannel("A")
-            .resize(truth.shape[1::-1], Image.Resampling.BOX)
-        )
-        mask = np.asarray(mask) > 127
+        alpha = Image.open(objects[i] / "views.webp").convert("RGBA").getchannel("A")
+        mask = np.asarray(alpha.resize(truth.shape[1::-1], Image.Resampling.BOX)) > 127
         return mean_and_error([score(tile[i], truth, mask, cameras) for tile in systems[name]])[0]
 
     # The first alone, because it loads and computes what the others share
